@@ -1,0 +1,3 @@
+//! The control plane: API server, controllers and scheduler in one process.
+
+pub mod resources;
