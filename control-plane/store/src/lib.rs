@@ -7,13 +7,16 @@
 //! Two engines keep one contract (`contract.rs`, run against both): [`embedded`] and [`etcd`].
 //! [`cache`] keeps an ordered view of one prefix in memory, fed by a store's watch.
 
-use std::{fmt, sync::Arc};
+pub mod cache;
+pub mod embedded;
+
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-/// The store's clock: every committed transaction moves it on by one. Zero means "before anything".
+/// The store's clock: every transaction that changes something moves it on by one. Zero means "before anything".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
@@ -86,12 +89,15 @@ pub enum Event {
 
 pub type Watch = BoxStream<'static, Result<Event, Error>>;
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error("revision {wanted} has been compacted; the oldest is {oldest}")]
     Compacted { wanted: Revision, oldest: Revision },
     #[error("revision {wanted} is in the future; the newest is {newest}")]
     Future { wanted: Revision, newest: Revision },
+    /// The watcher did not read fast enough; watching again from the last revision it saw loses nothing.
+    #[error("the watcher of {prefix} fell behind and was cut")]
+    Lagged { prefix: String },
     #[error("{action} {subject}: {reason}")]
     Unavailable { action: &'static str, subject: String, reason: String },
 }
@@ -117,9 +123,63 @@ pub trait Store: Send + Sync + 'static {
     /// Acknowledged only when durable.
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, Error>;
 
-    /// Every change under `prefix` after `from`, in order, without gaps; then live. Progress events when idle.
+    /// Every change under `prefix` after `from`, in order, without gaps; then live. Progress events when idle,
+    /// and one when the past has been delivered.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error>;
+
+    /// The revision that a watcher of `prefix` must have reached to have seen every write under it that was
+    /// acknowledged before this call; its watch gets there without another write.
+    async fn frontier(&self, prefix: &str) -> Result<Revision, Error>;
 
     /// Forgets history up to and including `revision`: older watches and lists get [`Error::Compacted`].
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
+}
+
+/// Compacts for ever: what was the present one `interval` ago is forgotten (upstream's API server: five minutes).
+pub async fn compact_periodically(store: Arc<dyn Store>, interval: Duration) {
+    let mut previous = None;
+    loop {
+        let now = store.revision().await.ok();
+        if let Some(revision) = previous
+            && let Err(error) = store.compact(revision).await
+        {
+            tracing::warn!(%error, %revision, "compaction failed; the next one covers it");
+        }
+        previous = now.or(previous);
+        tokio::time::sleep(interval).await;
+    }
+}
+
+impl Event {
+    pub fn revision(&self) -> Revision {
+        match self {
+            Event::Put { record, .. } | Event::Delete { record } => record.modified,
+            Event::Progress(revision) => *revision,
+        }
+    }
+}
+
+impl Event {
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Event::Put { record, .. } | Event::Delete { record } => Some(&record.key),
+            Event::Progress(_) => None,
+        }
+    }
+}
+
+impl Condition {
+    pub fn key(&self) -> &Key {
+        match self {
+            Condition::Absent(key) | Condition::Unchanged(key, _) => key,
+        }
+    }
+}
+
+impl Operation {
+    pub fn key(&self) -> &Key {
+        match self {
+            Operation::Put { key, .. } | Operation::Delete { key } => key,
+        }
+    }
 }
