@@ -1,0 +1,3 @@
+pub mod cni_server;
+pub mod ipam;
+pub mod veth;
