@@ -1,0 +1,20 @@
+//! The node's datapath seen from user space: loads, attaches and pins the eBPF programs, and keeps their maps equal to
+//! what the cluster wants.
+//!
+//! Called by the agent's network reconciler (`Snapshot` → [`plan`] → [`Datapath::reconcile`]), by its CNI server
+//! (endpoints) and by `leme up` ([`Lan`]). It is the only user of aya. It never watches the API, never forwards a
+//! packet itself and never writes a packet filter rule.
+
+mod config;
+mod datapath;
+mod error;
+mod lan;
+mod plan;
+mod snapshot;
+
+pub use config::{Config, Sizes};
+pub use datapath::{Collected, Datapath, Dump, EndpointSpec, Report, dump, remove_all};
+pub use error::{Error, Result};
+pub use lan::Lan;
+pub use plan::{NodeTables, ServicePlan, Tables, plan, plan_nodes, plan_service};
+pub use snapshot::{Change, ObjectKey, Snapshot};

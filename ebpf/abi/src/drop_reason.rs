@@ -1,0 +1,70 @@
+//! Why a packet was dropped. Each reason has a counter per direction; the names are those of the metrics.
+
+use bytemuck::{Pod, Zeroable};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not a drop: the packet was forwarded.
+    Forwarded = "forwarded",
+    /// A header is cut short or contradicts itself.
+    Malformed = "malformed",
+    /// Neither IPv4 nor anything else a pod may send.
+    NotIp = "not_ip",
+    /// The source is not the pod's own address.
+    Spoofed = "spoofed",
+    /// In the pod range of this node, but no such pod.
+    NoEndpoint = "no_endpoint",
+    /// In the cluster's pod range, but no node has it.
+    NoRoute = "no_route",
+    /// The Service has no endpoints; the client was told.
+    NoBackend = "no_backend",
+    /// No free source port after all attempts.
+    NoPort = "no_port",
+    /// A map is full.
+    MapFull = "map_full",
+    /// The kernel refused an edit or a redirect.
+    Helper = "helper",
+    /// Multicast and broadcast do not leave a pod.
+    Multicast = "multicast",
+    /// A later fragment whose first was not seen.
+    Fragment = "fragment",
+    /// Came through the tunnel with a foreign network identifier.
+    Tunnel = "tunnel",
+    /// The time to live ran out.
+    TimeToLive = "time_to_live",
+    /// The next hop is unknown.
+    NoNeighbour = "no_neighbour",
+}
+
+/// Which way a counted packet went, seen from the pods.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Ingress = 0,
+    Egress = 1,
+}
+
+/// Entries of the `counters` map: `reason * 2 + direction`, with room for reasons to come.
+pub const COUNTERS: u32 = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}

@@ -1,0 +1,65 @@
+//! Where addresses live: this node's pods, other nodes' pods, nodes themselves.
+
+use crate::Addr;
+use bytemuck::{Pod, Zeroable};
+
+/// A pod on this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Endpoint {
+    /// Host side of the pod's veth pair.
+    pub ifindex: u32,
+    /// Security identity; 0 until policy assigns them.
+    pub identity: u32,
+    /// The pod's own MAC and that of the host side.
+    pub mac: [u8; 6],
+    pub host_mac: [u8; 6],
+    pub flags: u32,
+}
+
+/// Longest-prefix key; `prefix` counts bits of the 16-byte address (a /24 of IPv4 is 120).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct RouteKey {
+    pub prefix: u32,
+    pub addr: Addr,
+}
+
+/// The node behind which a prefix lies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Route {
+    pub node: Addr,
+    pub identity: u32,
+    pub flags: u32,
+}
+
+/// An address of some node; NodePorts answer on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NodeAddress {
+    pub flags: u32,
+}
+
+impl NodeAddress {
+    /// It is this node's.
+    pub const LOCAL: u32 = 1;
+    /// This node's address inside its pod range, which only the cluster sees.
+    pub const ROUTER: u32 = 2;
+}
+
+/// A node of a local cluster, as the program on the host ends of its NICs sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct LanNode {
+    /// Host end of the node's NIC.
+    pub ifindex: u32,
+    /// MAC of the node's end, and of the host end.
+    pub mac: [u8; 6],
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 24);
+const _: () = assert!(size_of::<RouteKey>() == 20);
+const _: () = assert!(size_of::<Route>() == 24);
+const _: () = assert!(size_of::<LanNode>() == 16);

@@ -1,0 +1,82 @@
+//! Services: frontends → service → slots → backends.
+//!
+//! A change writes backends, then the slots of the next generation, then flips the service once: no packet sees half
+//! of it. A frontend without slots (`count` 0) is refused, never ignored.
+
+use crate::{Addr, Port};
+use bytemuck::{Pod, Zeroable};
+
+/// Who asks. A frontend exists in `Cluster` scope; in `External` scope only where the answer differs
+/// (`externalTrafficPolicy: Local`), so outside traffic looks there first.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Pods and nodes.
+    Cluster = 0,
+    /// Clients outside the cluster.
+    External = 1,
+}
+
+/// What a client addresses. NodePorts have `Addr::ANY`; `node_addresses` says on which addresses they are served.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct FrontendKey {
+    pub addr: Addr,
+    pub port: Port,
+    pub proto: u8,
+    pub scope: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Service {
+    /// Which slots are current.
+    pub generation: u32,
+    /// Number of slots in the current generation.
+    pub count: u32,
+    /// [`Service::EXTERNAL_LOCAL`] and friends.
+    pub flags: u32,
+    /// Session affinity timeout in seconds; 0 is none.
+    pub affinity: u32,
+}
+
+impl Service {
+    /// `externalTrafficPolicy: Local`: another node's NodePort must reach that node untranslated.
+    pub const EXTERNAL_LOCAL: u32 = 1;
+    /// `internalTrafficPolicy: Local`: only this node's endpoints are in the slots.
+    pub const INTERNAL_LOCAL: u32 = 2;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct SlotKey {
+    pub service: u32,
+    pub generation: u32,
+    pub n: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Backend {
+    pub addr: Addr,
+    pub port: Port,
+    pub proto: u8,
+    /// [`Backend::SERVING`] or [`Backend::TERMINATING`].
+    pub state: u8,
+    pub flags: u16,
+    /// Zone number for topology-aware choices; 0 is unknown.
+    pub zone: u16,
+}
+
+impl Backend {
+    pub const SERVING: u8 = 0;
+    /// Chosen as last resort: nothing else serves.
+    pub const TERMINATING: u8 = 1;
+    /// Runs on this node.
+    pub const LOCAL: u16 = 1;
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<SlotKey>() == 12);
+const _: () = assert!(size_of::<Backend>() == 24);

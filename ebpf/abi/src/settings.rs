@@ -1,0 +1,31 @@
+//! Load-time constants: they choose behaviour before the verifier looks, so that what a kernel lacks is dead code.
+
+use crate::Addr;
+use bytemuck::{Pod, Zeroable};
+
+/// What the running kernel can do beyond 5.10.
+pub mod feature {
+    /// `bpf_set_retval` (5.18): a hook may choose the errno of a refused connect.
+    pub const SET_RETVAL: u32 = 1;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// Cookie of the node's network namespace; 0 means the machine's initial one.
+    pub host_cookie: u64,
+    /// Source of what is masqueraded to the outside.
+    pub node: Addr,
+    /// First address of the node's pod range: source towards other nodes' pods.
+    pub router: Addr,
+    /// The VXLAN device.
+    pub overlay: u32,
+    pub vni: u32,
+    /// Source ports for translations, inclusive, host order.
+    pub port_min: u16,
+    pub port_max: u16,
+    /// Bits of [`feature`].
+    pub features: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 56);
