@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod embedded;
+pub mod etcd;
 
 use std::{fmt, sync::Arc, time::Duration};
 
