@@ -151,6 +151,11 @@ impl Definition {
         format!("{prefix}{}", self.short)
     }
 
+    /// `core.v1.Pod`
+    pub fn short(&self) -> &'static str {
+        self.short
+    }
+
     pub fn kind(&self) -> &'static str {
         self.part(2)
     }

@@ -4,6 +4,7 @@
 //! [`names`] and [`selectors`]. It is pure: no IO, no clock, no async, and it knows nothing of HTTP or of the store.
 
 pub mod decode;
+pub mod defaults;
 pub mod definition;
 pub mod names;
 pub mod patch;
@@ -11,4 +12,5 @@ pub mod quantity;
 pub mod selectors;
 
 pub use decode::{DecodeError, Decoded, conform, decode_json, decode_yaml};
+pub use defaults::set_defaults;
 pub use definition::{Definition, Field, ListType, Merge, Shape, definition, definition_of};

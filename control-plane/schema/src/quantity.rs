@@ -61,6 +61,13 @@ impl Quantity {
         self.nano
     }
 
+    /// Up to the next thousandth: nothing finer is stored of a resource.
+    pub fn rounded_to_milli(self) -> Self {
+        let milli = NANO / 1000;
+        let nano = (self.nano.div_euclid(milli) + i128::from(self.nano.rem_euclid(milli) != 0)) * milli;
+        Self { nano, ..self }
+    }
+
     pub fn is_zero(self) -> bool {
         self.nano == 0
     }
