@@ -46,10 +46,24 @@ impl<T> Clone for Snapshot<T> {
 
 #[derive(Debug)]
 pub enum CacheEvent<T> {
-    Added { revision: Revision, key: Key, object: Arc<T> },
-    Modified { revision: Revision, key: Key, object: Arc<T>, previous: Option<Arc<T>> },
+    Added {
+        revision: Revision,
+        key: Key,
+        object: Arc<T>,
+    },
+    Modified {
+        revision: Revision,
+        key: Key,
+        object: Arc<T>,
+        previous: Option<Arc<T>>,
+    },
     /// `object` is the last state decoded with the deletion's revision; `previous` as it was before.
-    Deleted { revision: Revision, key: Key, object: Arc<T>, previous: Option<Arc<T>> },
+    Deleted {
+        revision: Revision,
+        key: Key,
+        object: Arc<T>,
+        previous: Option<Arc<T>>,
+    },
     /// Everything up to here has been delivered.
     Bookmark(Revision),
 }

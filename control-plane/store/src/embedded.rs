@@ -96,12 +96,8 @@ impl Embedded {
         let (connection, loaded) = disk::open(path)?;
         let expiries = loaded.present.entries.values();
         let expiries = expiries.filter_map(|entry| Some((entry.expires?, entry.record.key.clone()))).collect();
-        let shared = Shared {
-            present: loaded.present,
-            compacted: loaded.compacted,
-            watchers: Vec::new(),
-            closed: false,
-        };
+        let shared =
+            Shared { present: loaded.present, compacted: loaded.compacted, watchers: Vec::new(), closed: false };
         let shared = Arc::new(RwLock::new(shared));
         let (commands, queue) = mpsc::channel();
         let writer = Writer::new(connection, shared.clone(), queue, expiries);
@@ -172,21 +168,13 @@ impl Store for Embedded {
         Ok((present.entries.get(key).map(|entry| entry.record.clone()), present.revision))
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        at: Option<Revision>,
-    ) -> Result<Page, Error> {
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> Result<Page, Error> {
         let (present, compacted) = {
             let shared = self.read();
             (shared.present.clone(), shared.compacted)
         };
         match at {
-            Some(wanted) if wanted > present.revision => {
-                Err(Error::Future { wanted, newest: present.revision })
-            }
+            Some(wanted) if wanted > present.revision => Err(Error::Future { wanted, newest: present.revision }),
             Some(wanted) if wanted < compacted => Err(Error::Compacted { wanted, oldest: compacted }),
             Some(wanted) if wanted < present.revision => {
                 self.list_past(disk::Query::new(prefix, after, limit), wanted).await
@@ -321,7 +309,6 @@ async fn blocking<R: Send + 'static>(
     read: impl FnOnce() -> Result<R, Error> + Send + 'static,
 ) -> Result<R, Error> {
     let joined = tokio::task::spawn_blocking(read).await;
-    joined.unwrap_or_else(|error| {
-        Err(Error::Unavailable { action, subject: path.to_owned(), reason: error.to_string() })
-    })
+    joined
+        .unwrap_or_else(|error| Err(Error::Unavailable { action, subject: path.to_owned(), reason: error.to_string() }))
 }

@@ -143,8 +143,7 @@ impl Store for Etcd {
     ) -> Result<Page, Error> {
         let start = after.filter(|after| *after >= prefix).map_or_else(|| prefix.to_owned(), |key| format!("{key}\0"));
         let revision = wanted.map_or(0, |revision| revision.0 as i64);
-        let options =
-            GetOptions::new().with_range(end_of(prefix)).with_limit(limit as i64).with_revision(revision);
+        let options = GetOptions::new().with_range(end_of(prefix)).with_limit(limit as i64).with_revision(revision);
         let mut kv = self.kv();
         let response = call("list", prefix, kv.get(start, Some(options))).await;
         let mut response = match (response, wanted) {
@@ -206,9 +205,7 @@ impl Store for Etcd {
         let mut kv = self.kv();
         match call("compact", &revision.to_string(), kv.compact(revision.0 as i64, None)).await {
             Err(error) if is_compacted(&error) => Ok(()),
-            Err(error) if is_future(&error) => {
-                Err(Error::Future { wanted: revision, newest: self.revision().await? })
-            }
+            Err(error) if is_future(&error) => Err(Error::Future { wanted: revision, newest: self.revision().await? }),
             result => result.map(drop),
         }
     }
@@ -343,9 +340,7 @@ fn convert(event: &etcd_client::Event, delivered: Revision) -> Result<Event, Err
     let previous = event.prev_kv().cloned().map(record);
     match (event.event_type(), previous) {
         (EventType::Put, previous) => Ok(Event::Put { record: changed, previous }),
-        (EventType::Delete, Some(last)) => {
-            Ok(Event::Delete { record: Record { modified: changed.modified, ..last } })
-        }
+        (EventType::Delete, Some(last)) => Ok(Event::Delete { record: Record { modified: changed.modified, ..last } }),
         // Compacted away while this watch was behind: the last state is not known any more.
         (EventType::Delete, None) => Err(gone),
     }

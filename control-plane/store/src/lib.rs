@@ -50,8 +50,14 @@ pub enum Condition {
 #[derive(Clone, Debug)]
 pub enum Operation {
     /// `lease` seconds from now the key goes by itself (events); `None` keeps it.
-    Put { key: Key, value: Bytes, lease: Option<u32> },
-    Delete { key: Key },
+    Put {
+        key: Key,
+        value: Bytes,
+        lease: Option<u32>,
+    },
+    Delete {
+        key: Key,
+    },
 }
 
 /// All conditions hold and all operations happen at one revision, or none does.
@@ -66,7 +72,10 @@ pub struct Transaction {
 pub enum Outcome {
     Committed(Revision),
     /// A condition did not hold: the keys that the conditions name, as they are now.
-    Conflict { revision: Revision, current: Vec<Option<Record>> },
+    Conflict {
+        revision: Revision,
+        current: Vec<Option<Record>>,
+    },
 }
 
 /// Part of a list, in key order.
@@ -81,9 +90,14 @@ pub struct Page {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Put { record: Record, previous: Option<Record> },
+    Put {
+        record: Record,
+        previous: Option<Record>,
+    },
     /// `record` is the last state, with `modified` the revision of the deletion.
-    Delete { record: Record },
+    Delete {
+        record: Record,
+    },
     /// Every event up to this revision has been delivered.
     Progress(Revision),
 }
@@ -113,13 +127,7 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<(Option<Record>, Revision), Error>;
 
     /// Up to `limit` records (0: all) under `prefix` with keys greater than `after`, as they were at `at` (default: now).
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        at: Option<Revision>,
-    ) -> Result<Page, Error>;
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> Result<Page, Error>;
 
     /// Acknowledged only when durable.
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, Error>;
