@@ -4,7 +4,7 @@
 //! The control plane's API is the only caller. Nothing here knows Kubernetes: keys are paths
 //! (`/registry/pods/default/nginx`), values are bytes.
 //!
-//! Two engines keep one contract (`contract.rs`, run against both): [`embedded`] and [`etcd`].
+//! Two engines keep one contract (`tests/contract`, run against both): [`embedded`] and [`etcd`].
 //! [`cache`] keeps an ordered view of one prefix in memory, fed by a store's watch.
 
 pub mod cache;
