@@ -1,0 +1,86 @@
+//! The controllers and the scheduler: what makes the cluster move towards what its objects say.
+//!
+//! The control plane starts [`run`] beside its API. Everything here speaks the Kubernetes API through `kube` clients and
+//! nothing else: same admission, validation and authorization as anybody, each controller under its own account.
+//! It never imports the API server or the store.
+//!
+//! One [`informer::Informer`] per kind is shared by all controllers. Events turn into keys, a [`queue::Queue`] per
+//! controller holds each key once, and a reconciler looks at the informers and acts; what it is woken for does not matter.
+
+pub mod backends;
+pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod garbage;
+pub mod informer;
+pub mod namespace;
+pub mod node_lifecycle;
+pub mod objects;
+pub mod pod_cidr;
+pub mod pod_gc;
+pub mod pods;
+pub mod queue;
+pub mod recorder;
+pub mod replicaset;
+pub mod root_ca;
+pub mod scheduler;
+pub mod service_account;
+
+use std::{sync::Arc, time::Duration};
+
+use ipnetwork::IpNetwork;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use informer::Informers;
+
+/// What the controllers need to know beyond the API.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Nodes get their pod CIDRs out of this one.
+    pub pod_cidr: IpNetwork,
+    /// Bits of a node's own pod CIDR: 24 for IPv4, as upstream.
+    pub node_cidr_mask: u8,
+    /// Published as `kube-root-ca.crt` in every namespace.
+    pub root_ca: String,
+    /// How long a node may be silent before it counts as gone; upstream's 50 s.
+    pub node_grace_period: Duration,
+}
+
+/// Makes a client that acts as this user. Groups are the caller's matter: service accounts belong to theirs.
+pub type MakeClient = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
+/// Runs every controller and the scheduler until `shutdown`. Losing the API is retried, never fatal.
+pub async fn run(make_client: MakeClient, options: Options, shutdown: CancellationToken) {
+    let account = |name: &str| make_client(&format!("system:serviceaccount:kube-system:{name}"));
+    let informers = Informers::new(make_client("system:kube-controller-manager"));
+    let mut tasks = JoinSet::new();
+
+    tasks.spawn(deployment::start(account("deployment-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(replicaset::start(account("replicaset-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(endpointslice::start(account("endpointslice-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(endpoints::start(account("endpoint-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(namespace::start(account("namespace-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(service_account::start(account("service-account-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(root_ca::start(
+        account("root-ca-cert-publisher"),
+        informers.clone(),
+        options.root_ca.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(node_lifecycle::start(
+        account("node-controller"),
+        informers.clone(),
+        options.node_grace_period,
+        shutdown.clone(),
+    ));
+    tasks.spawn(pod_cidr::start(account("node-controller"), informers.clone(), options.clone(), shutdown.clone()));
+    tasks.spawn(pod_gc::start(account("pod-garbage-collector"), informers.clone(), shutdown.clone()));
+    tasks.spawn(garbage::start(account("generic-garbage-collector"), shutdown.clone()));
+    tasks.spawn(scheduler::start(make_client("system:kube-scheduler"), informers.clone(), shutdown.clone()));
+
+    // Each `start` registered its handlers before it returned its future: no controller misses an object.
+    informers.run(shutdown).await;
+    while tasks.join_next().await.is_some() {}
+}
