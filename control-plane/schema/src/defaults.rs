@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::definition::{Definition, Field, Shape};
@@ -83,6 +85,7 @@ fn default_by_type(name: &str, object: &mut Object) {
         "core.v1.Pod" => default_pod(object),
         "core.v1.PodSpec" => default_service_account(object),
         "core.v1.ReplicationController" => default_replication_controller(object),
+        "core.v1.Secret" => take_string_data(object),
         "core.v1.Service" => default_service(object),
         "core.v1.Volume" => default_volume(object),
         "networking.v1.NetworkPolicySpec" => default_network_policy(object),
@@ -309,6 +312,15 @@ fn default_replication_controller(controller: &mut Object) {
         if lacks(holder, field) {
             set(holder, field, labels.clone());
         }
+    }
+}
+
+/// `stringData` is a convenience of writers: it overrides `data` and is never stored.
+fn take_string_data(secret: &mut Object) {
+    let Some(Value::Object(plain)) = secret.remove("stringData") else { return };
+    let data = inner(secret, "data");
+    for (key, value) in &plain {
+        set(data, key, STANDARD.encode(value.as_str().unwrap_or_default()));
     }
 }
 

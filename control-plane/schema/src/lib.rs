@@ -6,6 +6,7 @@
 pub mod decode;
 pub mod defaults;
 pub mod definition;
+pub mod discovery;
 pub mod names;
 pub mod patch;
 pub mod quantity;
