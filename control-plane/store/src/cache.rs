@@ -10,7 +10,7 @@
 //! The cache never writes.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -103,6 +103,9 @@ impl<T> Clone for CacheEvent<T> {
 }
 
 type Decode<T> = dyn Fn(&Record) -> T + Send + Sync;
+
+/// The objects before a burst of events, and what the burst has done to them so far.
+type Known<'a, T> = (&'a Snapshot<T>, &'a mut HashMap<Key, Option<Arc<T>>>);
 
 /// What the channel carries. `revision` zero: not listed yet.
 struct View<T> {
@@ -339,21 +342,8 @@ impl<T: Send + Sync + 'static> Feeder<T> {
     /// Applies `event` and all that are ready behind it, then wakes the watchers once.
     fn apply_ready(&self, event: Event, watch: &mut Watch) -> Option<Error> {
         let cache = self.cache.upgrade()?;
-        let mut events = vec![event];
-        let mut failure = None;
-        while events.len() < BURST
-            && let Some(next) = watch.next().now_or_never()
-        {
-            match next {
-                Some(Ok(event)) => events.push(event),
-                Some(Err(error)) => failure = Some(error),
-                None => failure = Some(ended(&cache.prefix)),
-            }
-            if failure.is_some() {
-                break;
-            }
-        }
-        let mut latest = std::collections::HashMap::<Key, Option<Arc<T>>>::new();
+        let (events, failure) = gather(event, watch, &cache.prefix);
+        let mut latest = HashMap::new();
         let before = cache.snapshot();
         let events: Vec<_> = events
             .into_iter()
@@ -370,11 +360,7 @@ impl<T: Send + Sync + 'static> Feeder<T> {
     }
 
     /// Decodes. `known` yields the objects that are already decoded: the view, and what this burst did to it.
-    fn translate(
-        &self,
-        event: Event,
-        known: Option<(&Snapshot<T>, &mut std::collections::HashMap<Key, Option<Arc<T>>>)>,
-    ) -> CacheEvent<T> {
+    fn translate(&self, event: Event, known: Option<Known<'_, T>>) -> CacheEvent<T> {
         let revision = event.revision();
         let (record, previous, deleted) = match event {
             Event::Progress(revision) => return CacheEvent::Bookmark(revision),
@@ -413,6 +399,21 @@ impl<T> Snapshot<T> {
             CacheEvent::Bookmark(_) => {}
         }
     }
+}
+
+/// `first` and what is ready behind it, and why the watch ended if it has.
+fn gather(first: Event, watch: &mut Watch, prefix: &str) -> (Vec<Event>, Option<Error>) {
+    let mut events = vec![first];
+    while events.len() < BURST
+        && let Some(next) = watch.next().now_or_never()
+    {
+        match next {
+            Some(Ok(event)) => events.push(event),
+            Some(Err(error)) => return (events, Some(error)),
+            None => return (events, Some(ended(prefix))),
+        }
+    }
+    (events, None)
 }
 
 /// A watch from as far back as the ring reaches, or from the store's oldest revision if that is later.

@@ -1,5 +1,7 @@
 //! The cache when its store misbehaves: watches that break, history that is gone, watchers that do not read.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say so")]
+
 use std::{
     sync::{
         Arc, Mutex,

@@ -2,6 +2,8 @@
 //!
 //! The victims are this test binary again, started with `LEME_STORE_VICTIM` naming the database.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say so")]
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
