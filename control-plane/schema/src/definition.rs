@@ -307,6 +307,16 @@ impl Merge {
         merge
     }
 
+    /// As upstream's OpenAPI writes it.
+    pub fn strategy(&self) -> Option<&'static str> {
+        match (self.merge, self.retain_keys) {
+            (true, true) => Some("merge,retainKeys"),
+            (true, false) => Some("merge"),
+            (false, true) => Some("retainKeys"),
+            (false, false) => None,
+        }
+    }
+
     fn take_strategy(&mut self, written: &'static str) {
         let (strategies, key) = written.split_once(':').map_or((written, None), |(all, key)| (all, Some(key)));
         self.merge = strategies.split(',').any(|one| one == "merge");

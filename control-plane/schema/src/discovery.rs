@@ -53,7 +53,8 @@ pub fn api_versions(address: &str) -> Value {
 
 /// `/apis`
 pub fn api_group_list(rows: &[Row<'_>]) -> Value {
-    let groups: Vec<Value> = groups(rows).into_iter().filter(|name| !name.is_empty()).map(|name| group(rows, name)).collect();
+    let groups: Vec<Value> =
+        groups(rows).into_iter().filter(|name| !name.is_empty()).map(|name| group(rows, name)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -86,7 +87,8 @@ pub fn api_resource_list(rows: &[Row<'_>], group: &str, version: &str) -> Option
     if resources.is_empty() {
         return None;
     }
-    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": resources});
+    let mut list =
+        json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": resources});
     if !group.is_empty() {
         list["apiVersion"] = json!("v1");
     }
@@ -151,11 +153,8 @@ pub fn aggregated(rows: &[Row<'_>], core: bool) -> Value {
 }
 
 fn aggregated_version(rows: &[Row<'_>], group: &str, version: &str) -> Value {
-    let resources: Vec<Value> = rows
-        .iter()
-        .filter(|row| row.group == group && row.version == version)
-        .map(aggregated_resource)
-        .collect();
+    let resources: Vec<Value> =
+        rows.iter().filter(|row| row.group == group && row.version == version).map(aggregated_resource).collect();
     json!({"version": version, "resources": resources, "freshness": "Current"})
 }
 
@@ -257,7 +256,10 @@ mod tests {
     #[test]
     fn aggregated_discovery_separates_the_core_group() {
         let core = aggregated(&rows(), true);
-        assert_eq!(core["items"][0]["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"], "Eviction");
+        assert_eq!(
+            core["items"][0]["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"],
+            "Eviction"
+        );
         let others = aggregated(&rows(), false);
         assert_eq!(others["items"][0]["metadata"]["name"], "autoscaling");
         assert_eq!(others["items"][0]["versions"][1]["version"], "v1");

@@ -8,6 +8,7 @@ pub mod defaults;
 pub mod definition;
 pub mod discovery;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod selectors;
