@@ -130,7 +130,8 @@ impl CniServer {
     async fn add(&self, id: AttachmentId, request: Request) -> Result<Reply, Failure> {
         let _turn = self.turn(&id).await;
         let netns = request.netns.unwrap_or_default();
-        let wanted = Wanted { attachment: id.clone(), network: request.network, netns: netns.clone(), pod: request.pod };
+        let wanted =
+            Wanted { attachment: id.clone(), network: request.network, netns: netns.clone(), pod: request.pod };
         let reservation = self.ipam().reserve(wanted, SystemTime::now()).map_err(no_address)?;
         let veth = self.veth(&reservation);
         match self.attach(&veth, &netns).await {
@@ -196,7 +197,9 @@ impl CniServer {
     /// Releases everything of the network that is not in use any more, except what is being attached right now.
     async fn collect(&self, request: &Request) -> Result<Reply, Failure> {
         let valid: HashSet<&AttachmentId> = request.valid.iter().collect();
-        let stale: Vec<AttachmentId> = self.ipam().reservations()
+        let stale: Vec<AttachmentId> = self
+            .ipam()
+            .reservations()
             .filter(|held| held.network == request.network && !valid.contains(&held.attachment))
             .map(|held| held.attachment.clone())
             .collect();

@@ -122,9 +122,9 @@ impl Ipam {
             None => true,
         };
         let free = |address: &Ipv4Addr| !self.taken.contains(address) && rested(address);
-        let behind = self.addresses().skip_while(|address| self.cursor.is_some_and(|cursor| *address != cursor)).skip(1);
+        let behind = |cursor| self.addresses().skip_while(move |address| *address != cursor).skip(1);
         // Without a cursor, or with one outside of the pools, the second pass covers everything.
-        let found = behind.chain(self.addresses()).find(free);
+        let found = self.cursor.into_iter().flat_map(behind).chain(self.addresses()).find(free);
         found.ok_or_else(|| self.nothing_left())
     }
 

@@ -1,3 +1,270 @@
+//! The node's network: pods' addresses and links through CNI, and the datapath kept equal to what the cluster wants.
+//!
+//! `leme_agent::run` calls [`start`] and hands the [`NetworkHandle`] to the parts that need to know when pods can run
+//! and when a stopping pod has left the tables. It waits for the node's pod CIDR, opens the datapath, adopts what an
+//! earlier agent left, serves CNI, and only then writes the CNI configuration that makes the runtime ready. It never
+//! removes anything on its way out: the kernel goes on forwarding without it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use async_trait::async_trait;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use leme_datapath::{Datapath, EndpointSpec};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::drain::Drain;
+
+pub mod cni_config;
 pub mod cni_server;
+pub mod conntrack;
+pub mod health;
 pub mod ipam;
+pub mod reconciler;
 pub mod veth;
+
+use cni_server::{CniServer, Endpoints, Shape};
+use ipam::Ipam;
+use reconciler::{Cluster, Reconciler};
+use veth::{Links, Veth};
+
+/// What the network must be told; `leme_agent::run` fills it from the agent's configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    pub node_ip: Ipv4Addr,
+    /// Reservations and the last known pod CIDR: must outlive the agent.
+    pub state_dir: PathBuf,
+    pub cni_socket: PathBuf,
+    pub cni_conf_dir: PathBuf,
+    pub cni_bin_dir: PathBuf,
+    /// The plugin to install into `cni_bin_dir`; none: it is there already.
+    pub cni_plugin: Option<PathBuf>,
+    /// The cluster's pod range.
+    pub cluster_cidr: Ipv4Network,
+    pub pin_dir: PathBuf,
+    /// The cgroup v2 directory that holds the node's pods and its own processes.
+    pub cgroup: PathBuf,
+    /// `/healthz`, `/livez` and `/metrics`, kube-proxy's port 10256; none: not served.
+    pub health_address: Option<SocketAddr>,
+}
+
+/// Whether pods can be attached, and if not, why: the Ready condition's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    NotReady(String),
+    Ready,
+}
+
+/// What the rest of the agent sees of the network.
+#[derive(Clone)]
+pub struct NetworkHandle {
+    status: watch::Receiver<Status>,
+    cluster: watch::Receiver<Cluster>,
+}
+
+impl NetworkHandle {
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        *self.status.borrow() == Status::Ready
+    }
+
+    /// Changes whenever the status does.
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}
+
+#[async_trait]
+impl Drain for NetworkHandle {
+    async fn await_draining(&self, pod_uid: &str) {
+        let mut cluster = self.cluster.clone();
+        // An error means that the network is shutting down: then nothing will ever change.
+        let _ = cluster.wait_for(|cluster| !cluster.offers(pod_uid)).await;
+    }
+}
+
+/// The one writer of the kernel's tables, shared by CNI and the reconciler.
+#[derive(Clone)]
+pub struct Kernel(Arc<Mutex<Datapath>>);
+
+impl Kernel {
+    pub fn new(datapath: Datapath) -> Self {
+        Self(Arc::new(Mutex::new(datapath)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Datapath> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Runs map operations away from the threads that serve others.
+    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Datapath) -> T + Send + 'static) -> T {
+        let kernel = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&mut kernel.lock())).await;
+        done.expect("map operations do not panic and are not cancelled")
+    }
+}
+
+#[async_trait]
+impl Endpoints for Kernel {
+    async fn add(&self, veth: &Veth, ifindex: u32) -> anyhow::Result<()> {
+        let addr = IpAddr::V4(veth.address);
+        let endpoint = EndpointSpec { addr, ifindex, mac: veth.mac, host_mac: veth.host_mac };
+        Ok(self.with(move |datapath| datapath.add_endpoint(&endpoint)).await?)
+    }
+
+    async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()> {
+        Ok(self.with(move |datapath| datapath.remove_endpoint(address.into())).await?)
+    }
+}
+
+/// Starts the network in the background and returns at once; the handle tells when it is ready. Work goes on until
+/// `shutdown`, whatever happens to the API server.
+pub fn start(config: Config, client: kube::Client, shutdown: CancellationToken) -> NetworkHandle {
+    let (status, status_watch) = watch::channel(Status::NotReady("the node has no pod CIDR yet".into()));
+    let (cluster, cluster_watch) = watch::channel(Cluster::default());
+    let work = async move {
+        let network = Network { config, status, cluster };
+        shutdown.clone().run_until_cancelled_owned(network.run(client, shutdown)).await
+    };
+    tokio::spawn(work);
+    NetworkHandle { status: status_watch, cluster: cluster_watch }
+}
+
+struct Network {
+    config: Config,
+    status: watch::Sender<Status>,
+    cluster: watch::Sender<Cluster>,
+}
+
+impl Network {
+    async fn run(self, client: kube::Client, shutdown: CancellationToken) {
+        let mut watching = Reconciler::watch(&self.config.node_name, client);
+        let pools = self.await_pools(&mut watching).await;
+        let opened = self.insist(|| self.open(pools.clone())).await;
+        let (kernel, server) = opened;
+        self.serve_cni(&server, &shutdown);
+        tokio::spawn(conntrack::collect_regularly(kernel.clone(), watching.metrics()));
+        self.serve_health(&watching, server);
+        watching.reconcile(kernel, &self.cluster, || self.announce()).await;
+    }
+
+    /// The pod CIDRs from the API server, or those of last time: pods must start while the API server is away.
+    async fn await_pools(&self, watching: &mut Reconciler) -> Vec<Ipv4Network> {
+        let file = self.config.state_dir.join("node.json");
+        let pod_cidrs = match Remembered::read(&file) {
+            Some(known) => watching.await_pod_cidrs_briefly().await.unwrap_or(known.pod_cidrs),
+            None => watching.await_pod_cidrs().await,
+        };
+        if let Err(error) = (Remembered { pod_cidrs: pod_cidrs.clone() }).write(&file) {
+            warn!("failed to remember the pod CIDRs: {error:#}");
+        }
+        pod_cidrs
+    }
+
+    /// Repeats what must succeed before the node can have a network, and says why it does not.
+    async fn insist<T, F: Future<Output = anyhow::Result<T>>>(&self, attempt: impl Fn() -> F) -> T {
+        loop {
+            match attempt().await {
+                Ok(done) => return done,
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    if self.status.send_replace(Status::NotReady(reason.clone())) != Status::NotReady(reason.clone()) {
+                        warn!(reason, "the node's network cannot start; trying again");
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+
+    async fn open(&self, pools: Vec<Ipv4Network>) -> anyhow::Result<(Kernel, Arc<CniServer>)> {
+        let first = *pools.first().context("the node has no IPv4 pod CIDR")?;
+        let links = Links::open()?;
+        let nic = links.owner(self.config.node_ip).await?;
+        let nic = nic.with_context(|| format!("no link of this node has its address {}", self.config.node_ip))?;
+        ensure!(first.prefix() <= 30, "the pod CIDR {first} has no room for pods");
+        std::fs::create_dir_all(&self.config.cgroup)
+            .with_context(|| format!("failed to create the node's cgroup {}", self.config.cgroup.display()))?;
+        let datapath =
+            Datapath::open(self.datapath_config(first, nic.index)).await.context("failed to open the datapath")?;
+        let mtu = match datapath.pod_mtu() {
+            0 => nic.mtu.saturating_sub(50),
+            mtu => mtu,
+        };
+        let shape = Shape { mtu, router: router(first) };
+        let kernel = Kernel::new(datapath);
+        let ipam = Ipam::open(&self.config.state_dir.join("ipam"), pools)?;
+        let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape);
+        server.adopt().await.context("failed to adopt the node's pods")?;
+        Ok((kernel, Arc::new(server)))
+    }
+
+    fn datapath_config(&self, pod_cidr: Ipv4Network, nic: u32) -> leme_datapath::Config {
+        let Config { node_name, cgroup, node_ip, pin_dir, cluster_cidr, .. } = &self.config;
+        leme_datapath::Config {
+            pin_dir: pin_dir.clone(),
+            nics: vec![nic],
+            cluster_cidr: IpNetwork::V4(*cluster_cidr),
+            ..leme_datapath::Config::new(node_name, cgroup, IpAddr::V4(*node_ip), IpNetwork::V4(pod_cidr))
+        }
+    }
+
+    fn serve_cni(&self, server: &Arc<CniServer>, shutdown: &CancellationToken) {
+        let (server, path, shutdown) = (Arc::clone(server), self.config.cni_socket.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            while let Err(error) = Arc::clone(&server).serve(&path, shutdown.clone()).await {
+                warn!("{:#}; trying again", anyhow::Error::from(error));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    fn serve_health(&self, watching: &Reconciler, server: Arc<CniServer>) {
+        if let Some(address) = self.config.health_address {
+            tokio::spawn(health::serve(address, self.status.subscribe(), watching.metrics(), server));
+        }
+    }
+
+    /// The tables are right: from now on the runtime may attach pods.
+    fn announce(&self) -> anyhow::Result<()> {
+        cni_config::install(&self.config)?;
+        if self.status.send_replace(Status::Ready) != Status::Ready {
+            info!("the node's network is ready");
+        }
+        Ok(())
+    }
+}
+
+/// The first address of a pod CIDR is the node's own.
+fn router(pool: Ipv4Network) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(pool.network()) + 1)
+}
+
+/// What must be known to start without the API server. Pod CIDRs are immutable once a node has them.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Remembered {
+    pod_cidrs: Vec<Ipv4Network>,
+}
+
+impl Remembered {
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
+        cni_config::replace(path, &serde_json::to_vec(self)?, 0o600)
+    }
+}
