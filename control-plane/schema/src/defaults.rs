@@ -34,6 +34,11 @@ pub fn set_defaults(definition: &Definition, value: &mut Value) {
     }
 }
 
+/// The constant that a field gets when it is absent: list keys may rely on it.
+pub(crate) fn constant(definition: &Definition, field: &str) -> Option<&'static Value> {
+    CONSTANTS.get(definition.short())?.iter().find(|(name, _)| *name == field).map(|(_, value)| value)
+}
+
 fn default_object(definition: &Definition, object: &mut Object) {
     for (name, value) in CONSTANTS.get(definition.short()).into_iter().flatten() {
         if definition.field(name).is_some_and(|field| is_absent(field, object.get(*name))) {
@@ -395,3 +400,6 @@ fn default_device_count(request: &mut Object) {
         set(request, "count", 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

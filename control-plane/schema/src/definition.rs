@@ -137,6 +137,11 @@ pub fn definition_of(group: &str, version: &str, kind: &str) -> Option<&'static 
     definition(&format!("{package}.{version}.{kind}"))
 }
 
+/// Every type there is.
+pub fn all() -> impl Iterator<Item = &'static Definition> {
+    REGISTRY.names.values().map(|id| id.definition())
+}
+
 impl TypeId {
     pub fn definition(self) -> &'static Definition {
         let slot = &REGISTRY.slots[usize::from(self.0)];
@@ -352,3 +357,6 @@ fn next_type(text: &str) -> usize {
         .find(|at| text.as_bytes().get(*at).is_none_or(|byte| *byte != b' '))
         .unwrap_or(text.len())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! Objects travel as `serde_json::Value`. The control plane's `api` calls this crate for every request; strategies use
 //! [`names`] and [`selectors`]. It is pure: no IO, no clock, no async, and it knows nothing of HTTP or of the store.
 
+pub mod apply;
 pub mod decode;
 pub mod defaults;
 pub mod definition;
@@ -13,6 +14,6 @@ pub mod patch;
 pub mod quantity;
 pub mod selectors;
 
-pub use decode::{DecodeError, Decoded, conform, decode_json, decode_yaml};
+pub use decode::{DecodeError, Decoded, conform, decode_applied, decode_json, decode_yaml};
 pub use defaults::set_defaults;
 pub use definition::{Definition, Field, ListType, Merge, Shape, definition, definition_of};

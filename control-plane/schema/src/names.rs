@@ -216,3 +216,42 @@ fn is_qualified(value: &str) -> bool {
         && value.ends_with(ends)
         && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn right_names_have_no_errors_and_wrong_ones_some() {
+        type Check = fn(&str) -> Vec<String>;
+        let rows: [(Check, &[&str], &[&str]); 9] = [
+            (dns1123_label, &["a", "a-1", "0"], &["", "-a", "a.b", "A"]),
+            (dns1123_subdomain, &["a.b", "a"], &["", "a..b", "A", "a-.b"]),
+            (dns1035_label, &["a1"], &["1a", "a-"]),
+            (qualified_name, &["a", "x.y/A_b.c"], &["", "a/b/c", "/a", "a/", "X/y", "-a"]),
+            (label_value, &["", "A_b.c"], &["-a", "a b"]),
+            (config_map_key, &["a.b_c-D"], &["", ".", "..", "..a", "a/b"]),
+            (port_name, &["http", "a-1"], &["", "1", "-a", "a--b", "abcdefghijklmnop", "A"]),
+            (ip, &["10.0.0.1", "::1"], &["10.0.0", "010.0.0.1", ""]),
+            (cidr, &["10.0.0.0/8"], &["10.0.0.0", "10.0.0.0/33", "10.0.0.0/+8"]),
+        ];
+        for (check, right, wrong) in rows {
+            right.iter().for_each(|name| assert_eq!(check(name), Vec::<String>::new(), "{name}"));
+            wrong.iter().for_each(|name| assert!(!check(name).is_empty(), "{name}"));
+        }
+    }
+
+    #[test]
+    fn texts_are_upstreams() {
+        let subdomain = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
+                         start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+                         '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+        assert_eq!(dns1123_subdomain("Not_Valid"), [subdomain]);
+        let label = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
+                     end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+                     '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+        assert_eq!(dns1123_label("A"), [label]);
+        assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
+        assert_eq!(port_number(0), ["must be between 1 and 65535, inclusive"]);
+    }
+}

@@ -243,4 +243,7 @@ fn wrap_references(property: &mut Value, field: Option<&Field>, edition: Edition
 }
 
 #[cfg(test)]
+pub(crate) use kinds::register as register_kind;
+
+#[cfg(test)]
 mod tests;

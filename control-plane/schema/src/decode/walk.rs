@@ -19,6 +19,8 @@ pub(super) struct State {
     pub problems: Vec<String>,
     /// The first wrong type.
     pub error: Option<String>,
+    /// Empties stay, absent fields stay absent.
+    as_written: bool,
     /// `spec.containers[0]`, for problems.
     path: String,
     /// `spec.containers`, for wrong types.
@@ -107,6 +109,10 @@ impl<'a> Walk<'a> {
 }
 
 impl State {
+    pub fn as_written() -> Self {
+        Self { as_written: true, ..Self::default() }
+    }
+
     fn fail(&mut self, error: String) -> Value {
         self.error.get_or_insert(error);
         Value::Null
@@ -265,7 +271,9 @@ impl Walk<'_> {
                 object.insert(key, value);
             }
         }
-        settle(definition, &mut object);
+        if !state.as_written {
+            settle(definition, &mut object);
+        }
         Ok(Value::Object(object))
     }
 }

@@ -29,7 +29,7 @@ use schemars::SchemaGenerator;
 macro_rules! kinds {
     ($($prefix:literal $module:ident: $($kind:ident)+;)+) => {
         /// Adds a kind's type and all it refers to; a name that is no kind adds nothing.
-        pub(super) fn register(short: &str, generator: &mut SchemaGenerator) {
+        pub(crate) fn register(short: &str, generator: &mut SchemaGenerator) {
             match short {
                 $($(concat!($prefix, ".", stringify!($kind)) => {
                     generator.subschema_for::<$module::$kind>();
