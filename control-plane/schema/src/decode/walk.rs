@@ -348,7 +348,7 @@ fn int(number: i128) -> Value {
 fn time(text: &str, micro: bool) -> Result<String, String> {
     let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
     let bare = || format!("parsing time \"{text}\" as \"{layout}\": cannot parse \"{text}\" as \"2006\"");
-    if !text.as_bytes().get(10).is_some_and(|byte| *byte == b'T') {
+    if text.as_bytes().get(10).is_none_or(|byte| *byte != b'T') {
         return Err(bare());
     }
     let instant: jiff::Timestamp = text.parse().map_err(|_| bare())?;
