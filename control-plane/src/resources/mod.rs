@@ -1,12 +1,39 @@
 //! The resource table: one row says everything about a kind, and routes, discovery, OpenAPI and tables follow from it.
 //! Adding a kind is one row here and one strategy file beside it.
 
+mod age;
+mod apps;
+mod bootstrap;
+mod configmap;
+mod discovery;
+mod event;
+mod field;
+mod lease;
+mod metadata;
+mod namespace;
+mod networking;
+mod node;
+mod pod;
+mod rbac;
+mod secret;
+mod service;
+mod serviceaccount;
 pub mod strategy;
+mod table;
+
+use std::{collections::HashMap, net::Ipv4Addr, ops::RangeInclusive, sync::LazyLock};
 
 use async_trait::async_trait;
 use serde_json::Value;
 
+pub use age::{age, human_duration};
+pub use apps::{apply_scale, scale_of};
+pub use bootstrap::bootstrap_rbac;
+pub use metadata::{NameRule, validate_create, validate_update};
+pub use pod::{BindError, bind};
+pub use service::repair;
 pub use strategy::{Companions, Context, FieldError, Strategy};
+pub use table::{INTERNAL, TABLE};
 
 /// One column of `kubectl get`.
 #[derive(Clone, Copy, Debug)]
@@ -58,4 +85,65 @@ pub trait StorageView: Send + Sync {
     async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value>;
     /// All objects of a kind.
     async fn list(&self, plural: &str) -> Vec<Value>;
+    /// What Services draw from.
+    fn ranges(&self) -> Ranges {
+        Ranges::default()
+    }
+}
+
+/// The shared ranges of a cluster, from the server's configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranges {
+    /// Network address and prefix length of the Service CIDR.
+    pub service: (Ipv4Addr, u8),
+    pub node_ports: RangeInclusive<u16>,
+}
+
+impl Default for Ranges {
+    fn default() -> Self {
+        Self { service: (Ipv4Addr::new(10, 96, 0, 0), 16), node_ports: 30000..=32767 }
+    }
+}
+
+impl Resource {
+    /// `deployments.apps`, or `pods` in the core group: how companions and views name a kind.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// `apps/v1`, or `v1` in the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// Reviews and the like: answered, never stored.
+    pub fn is_virtual(&self) -> bool {
+        self.storage.is_empty()
+    }
+}
+
+type Path = (&'static str, &'static str, &'static str);
+static BY_PLURAL: LazyLock<HashMap<Path, &'static Resource>> =
+    LazyLock::new(|| TABLE.iter().map(|r| ((r.group, r.version, r.plural), r)).collect());
+static BY_KIND: LazyLock<HashMap<Path, &'static Resource>> =
+    LazyLock::new(|| TABLE.iter().map(|r| ((r.group, r.version, r.kind), r)).collect());
+static BY_QUALIFIED: LazyLock<HashMap<String, &'static Resource>> =
+    LazyLock::new(|| TABLE.iter().chain(INTERNAL).map(|r| (r.qualified(), r)).collect());
+
+/// Every served kind.
+pub fn table() -> &'static [Resource] {
+    TABLE
+}
+
+pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    BY_PLURAL.get(&(group, version, plural)).copied()
+}
+
+pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
+    BY_KIND.get(&(group, version, kind)).copied()
+}
+
+/// `ipaddresses.networking.k8s.io`, `pods`, and the internal kinds that are stored but never served.
+pub fn by_qualified(name: &str) -> Option<&'static Resource> {
+    BY_QUALIFIED.get(name).copied()
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Resource, StorageView};
+use super::{NameRule, Resource, StorageView};
 
 /// One line of a `Status`'s causes: `spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range`.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,13 +32,29 @@ pub struct Context<'a> {
 /// Writes that must be committed in the same transaction as the object (an IPAddress beside its Service).
 #[derive(Default)]
 pub struct Companions {
-    /// Objects to create: (resource plural.group, namespace or "", name, object); creation fails if one exists.
+    /// Objects to create: (resource plural.group, namespace or "", name, object); creation fails if one exists. The
+    /// resource may be one of [`super::INTERNAL`]: find its storage through [`super::by_qualified`].
     pub create: Vec<(String, String, String, Value)>,
     pub delete: Vec<(String, String, String)>,
 }
 
 #[async_trait]
 pub trait Strategy: Send + Sync + 'static {
+    /// What `metadata.name` must look like.
+    fn name_rule(&self) -> NameRule {
+        NameRule::Subdomain
+    }
+
+    /// The served object in the shape that is stored: two versions of one kind may share storage (events).
+    fn stored(&self, object: Value) -> Value {
+        object
+    }
+
+    /// The inverse of [`Strategy::stored`]; `None` when the stored bytes are served as they are.
+    fn served(&self, _stored: &Value) -> Option<Value> {
+        None
+    }
+
     /// Before validation of a create: drops status, sets generation, defaults that need code.
     fn prepare_create(&self, _context: &Context<'_>, _object: &mut Value) {}
 
