@@ -1,5 +1,5 @@
-//! What holds for `metadata` of every kind, and the two entry points for validation: the API calls
-//! [`validate_create`] and [`validate_update`], which add the kind's own complaints.
+//! What holds for `metadata` of every kind. The API calls [`validate_create`] and [`validate_update`] and adds what
+//! the kind's strategy says; nothing here looks beyond `metadata`.
 
 use leme_schema::names;
 use serde_json::Value;
@@ -52,26 +52,8 @@ fn path_segment(name: &str) -> Vec<String> {
     ["/", "%"].iter().filter(|c| name.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
 }
 
-/// Everything that is wrong with a new object. Its name is set: `generateName` has been used.
+/// What is wrong with a new object's metadata. Its name is set: `generateName` has been used.
 pub fn validate_create(context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-    let mut errors = validate_metadata(context, object);
-    errors.extend(context.resource.strategy.validate_create(context, object));
-    errors
-}
-
-/// Everything that is wrong with a changed object.
-pub fn validate_update(context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = validate_metadata(context, object);
-    let metadata = At::root(object).at("metadata");
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
-        errors.extend(metadata.at(field).immutable(old));
-    }
-    errors.extend(new_finalizers(&metadata, old));
-    errors.extend(context.resource.strategy.validate_update(context, object, old));
-    errors
-}
-
-fn validate_metadata(context: &Context<'_>, object: &Value) -> Vec<FieldError> {
     let metadata = At::root(object).at("metadata");
     let rule = context.resource.strategy.name_rule();
     let mut errors = validate_name(&metadata, rule);
@@ -80,6 +62,17 @@ fn validate_metadata(context: &Context<'_>, object: &Value) -> Vec<FieldError> {
     errors.extend(validate_annotations(&metadata.at("annotations")));
     errors.extend(validate_owners(&metadata.at("ownerReferences")));
     errors.extend(validate_finalizers(&metadata.at("finalizers")));
+    errors
+}
+
+/// What is wrong with a changed object's metadata.
+pub fn validate_update(context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = validate_create(context, object);
+    let metadata = At::root(object).at("metadata");
+    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+        errors.extend(metadata.at(field).immutable(old));
+    }
+    errors.extend(new_finalizers(&metadata, old));
     errors
 }
 
@@ -190,4 +183,77 @@ fn new_finalizers(metadata: &At<'_>, old: &Value) -> Option<FieldError> {
             new.join(", ")
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::resources::by_plural;
+
+    fn complaints(plural: &str, metadata: Value) -> Vec<String> {
+        let resource = by_plural("", "v1", plural).unwrap();
+        let context = Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None };
+        let errors = validate_create(&context, &json!({"metadata": metadata}));
+        errors.into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
+    }
+
+    #[test]
+    fn metadata_is_judged_in_upstreams_words() {
+        for (plural, metadata, want) in [
+            ("pods", json!({"name": "a", "namespace": "b"}), ""),
+            ("pods", json!({"namespace": "b"}), "metadata.name: Required value: name or generateName is required"),
+            ("pods", json!({"name": "a"}), "metadata.namespace: Required value"),
+            (
+                "nodes",
+                json!({"name": "a", "namespace": "b"}),
+                "metadata.namespace: Forbidden: not allowed on this type",
+            ),
+            ("namespaces", json!({"generateName": "a-", "name": "a-x"}), ""),
+            (
+                "nodes",
+                json!({"name": "a", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}),
+                "metadata.ownerReferences[0].uid: Invalid value: \"\": must not be empty",
+            ),
+            (
+                "nodes",
+                json!({"name": "a", "finalizers": ["mine"]}),
+                "metadata.finalizers[0]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it \
+                 fully qualified",
+            ),
+            (
+                "nodes",
+                json!({"name": "a", "annotations": {"k": "v".repeat(ANNOTATIONS_LIMIT)}}),
+                "metadata.annotations: Too long: may not be more than 262144 bytes",
+            ),
+        ] {
+            let found = complaints(plural, metadata.clone());
+            assert_eq!(found.join("\n"), want, "{metadata}");
+        }
+    }
+
+    #[test]
+    fn a_service_must_be_a_dns_label_that_starts_with_a_letter() {
+        let found = complaints("services", json!({"name": "1a", "namespace": "b"}));
+        assert!(
+            found[0].starts_with("metadata.name: Invalid value: \"1a\": a DNS-1035 label must consist of"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_being_deleted_gets_no_new_finalizers() {
+        let resource = by_plural("", "v1", "nodes").unwrap();
+        let context = Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None };
+        let old = json!({"metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        let mut new = old.clone();
+        new["metadata"]["finalizers"] = json!(["a.b/c"]);
+        let errors = validate_update(&context, &new, &old);
+        assert_eq!(
+            errors[0].message,
+            "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"a.b/c\"}"
+        );
+    }
 }

@@ -147,3 +147,6 @@ pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resour
 pub fn by_qualified(name: &str) -> Option<&'static Resource> {
     BY_QUALIFIED.get(name).copied()
 }
+
+#[cfg(test)]
+mod tests;
