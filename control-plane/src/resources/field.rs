@@ -201,11 +201,12 @@ pub(super) fn restore(object: &mut Value, old: &Value, field: &str) {
 /// A write through `status` keeps everything but the status; any other write keeps the status.
 pub(super) fn split_status(subresource: Option<&str>, object: &mut Value, old: &Value) {
     if subresource == Some("status") {
-        object.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).into_iter().flatten().for_each(|key| {
+        let keys = |value: &Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        for key in keys(object).into_iter().chain(keys(old)) {
             if !matches!(key.as_str(), "status" | "metadata" | "kind" | "apiVersion") {
                 restore(object, old, &key);
             }
-        });
+        }
         restore_metadata(object, old);
     } else {
         restore(object, old, "status");

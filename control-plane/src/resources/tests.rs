@@ -150,11 +150,11 @@ fn a_deployment_counts_what_its_writers_want_and_not_what_is() {
     let mut old = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
     strategy.prepare_create(&context, &mut old);
     assert_eq!((&old["status"], &old["metadata"]["generation"]), (&json!({}), &json!(1)));
-    let mut new = old.clone();
-    new["status"] = json!({"replicas": 1});
+    let mut new = json!({"metadata": old["metadata"], "status": {"replicas": 1}});
     let status = Context { subresource: Some("status"), ..context };
     strategy.prepare_update(&status, &mut new, &old);
     assert_eq!((&new["status"]["replicas"], &new["metadata"]["generation"]), (&json!(1), &json!(1)));
+    assert_eq!(new["spec"], old["spec"], "a status writer leaves the spec as it is, also by not mentioning it");
     let mut scaled = new.clone();
     apply_scale(&mut scaled, &json!({"spec": {"replicas": 5}})).unwrap();
     scaled["status"] = json!({"replicas": 7});

@@ -68,9 +68,7 @@ fn lift_gates(munged: &mut Value, before: &Value) {
 fn validate_deadline(spec: &At<'_>, before: &Value) -> Option<FieldError> {
     let deadline = spec.at("activeDeadlineSeconds");
     match (deadline.int(), before["activeDeadlineSeconds"].as_i64()) {
-        (Some(now), Some(old)) if now > old => {
-            Some(deadline.invalid(format!("must be less than or equal to previous value")))
-        }
+        (Some(now), Some(old)) if now > old => Some(deadline.invalid("must be less than or equal to previous value")),
         (None, Some(_)) => {
             Some(deadline.invalid_value(&Value::Null, "must not update from a positive integer to nil value"))
         }
