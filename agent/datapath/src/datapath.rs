@@ -1,12 +1,28 @@
 //! The kernel side as one object: opened once per agent, one writer.
 
-use crate::{Change, Config, Error, ObjectKey, Result, Snapshot};
+use crate::{
+    Change, Config, Dump, Error, ObjectKey, Result, Snapshot,
+    attach::Attacher,
+    connections::Connections,
+    device::{Devices, allow_forwarding, netns_cookie},
+    dump::dump,
+    ledger::{Found, Ledger, Operations, Retired},
+    plan::{NodeTables, RouteTo, plan_nodes, plan_service, route_key},
+    programs::{self, Programs},
+    table::Table,
+};
+use aya::programs::TcAttachType;
+use leme_abi::{Addr, Backend, Endpoint, FrontendKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
+    time::{Duration, Instant},
 };
+
+/// Long after any packet that was being processed has left.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A pod on this node, as the CNI server made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,35 +52,30 @@ pub struct Collected {
     pub capacity: usize,
 }
 
-/// The tables as text-friendly rows: for `leme bpf` and for tests.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dump {
-    pub services: Vec<ServiceRow>,
-    pub endpoints: Vec<EndpointSpec>,
-    /// Prefix → node address.
-    pub routes: BTreeMap<String, IpAddr>,
-    /// Address → "local" or "remote".
-    pub node_addresses: BTreeMap<IpAddr, String>,
-    pub connections: usize,
-    /// reason/direction → packets.
-    pub counters: BTreeMap<String, u64>,
-}
-
-/// One entry of `services` with everything that leads to it and follows from it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ServiceRow {
-    pub id: u32,
-    /// `10.96.0.10:53/UDP`, NodePorts as `*:30080/TCP`, `… external` where inside and outside differ.
-    pub frontends: Vec<String>,
-    /// `10.244.1.7:80`
-    pub backends: Vec<String>,
-    pub flags: u32,
-    pub affinity: u32,
+/// The maps this object writes.
+struct Tables {
+    frontends: Table<FrontendKey, u32>,
+    services: Table<u32, Service>,
+    slots: Table<SlotKey, u32>,
+    backends: Table<u32, Backend>,
+    endpoints: Table<Addr, Endpoint>,
+    routes: Table<RouteKey, Route>,
+    node_addresses: Table<Addr, u32>,
 }
 
 /// The node's datapath. Dropping it changes nothing in the kernel: programs, links and maps stay pinned.
 pub struct Datapath {
     config: Config,
+    programs: Programs,
+    attacher: Attacher,
+    tables: Tables,
+    ledger: Ledger,
+    nodes: NodeTables,
+    connections: Connections,
+    retired: Vec<(Instant, Retired)>,
+    /// A complete list has been seen: what it lacks may go.
+    complete: bool,
+    mtu: u32,
 }
 
 impl Datapath {
@@ -72,7 +83,48 @@ impl Datapath {
     /// `config.nics`; creates the VXLAN device and the route of the pod range. Works in the caller's network namespace.
     pub async fn open(config: Config) -> Result<Self> {
         config.check()?;
-        Err(Error::NoPrograms)
+        let devices = Devices::connect()?;
+        let (overlay, mtu) = devices.ensure_overlay(&config).await?;
+        let programs = Programs::load(&config.pin_dir, programs::NODE, settings(&config, overlay), &config.sizes)?;
+        let tables = Tables::open(&config.pin_dir)?;
+        let nodes = tables.nodes()?;
+        let (ledger, leftovers) = Ledger::adopt(tables.services()?);
+        let mut datapath = Self {
+            attacher: Attacher::new(&config.pin_dir)?,
+            connections: Connections::open(&config.pin_dir)?,
+            retired: Vec::new(),
+            complete: false,
+            config,
+            programs,
+            tables,
+            ledger,
+            nodes,
+            mtu,
+        };
+        datapath.apply(leftovers)?;
+        datapath.apply_nodes(NodeTables::default())?;
+        datapath.attach_all(overlay)?;
+        Ok(datapath)
+    }
+
+    fn attach_all(&mut self, overlay: u32) -> Result<()> {
+        self.attach("overlay_ingress", overlay, TcAttachType::Ingress)?;
+        self.attach("overlay_egress", overlay, TcAttachType::Egress)?;
+        for ifindex in self.config.nics.clone() {
+            self.attach_nic(ifindex)?;
+        }
+        for endpoint in self.endpoints()? {
+            if nix::net::if_::if_indextoname(endpoint.ifindex).is_ok() {
+                self.add_endpoint(&endpoint)?;
+            } else {
+                self.remove_endpoint(endpoint.addr)?;
+            }
+        }
+        self.attacher.attach_cgroup(&self.programs, &self.config.cgroup)
+    }
+
+    fn attach(&self, program: &'static str, ifindex: u32, side: TcAttachType) -> Result<()> {
+        self.attacher.attach_device(&self.programs, program, ifindex, side)
     }
 
     pub fn config(&self) -> &Config {
@@ -81,47 +133,137 @@ impl Datapath {
 
     /// MTU for pods: the first NIC's less the tunnel header.
     pub fn pod_mtu(&self) -> u32 {
-        self.config.mtu
+        self.mtu
     }
 
     /// Attaches the `nic` hooks to a device; done is done.
     pub fn attach_nic(&mut self, ifindex: u32) -> Result<()> {
-        let _ = ifindex;
-        Err(Error::NoPrograms)
+        self.attach("nic_ingress", ifindex, TcAttachType::Ingress)?;
+        self.attach("nic_egress", ifindex, TcAttachType::Egress)
     }
 
     /// Attaches a pod's hooks and makes it reachable; done is done.
     pub fn add_endpoint(&mut self, endpoint: &EndpointSpec) -> Result<()> {
-        let _ = endpoint;
-        Err(Error::NoPrograms)
+        let EndpointSpec { addr, ifindex, mac, host_mac } = *endpoint;
+        allow_forwarding(ifindex)?;
+        self.attach("from_pod", ifindex, TcAttachType::Ingress)?;
+        self.attach("to_pod", ifindex, TcAttachType::Egress)?;
+        self.tables.endpoints.put(&addr.into(), &Endpoint { ifindex, identity: 0, mac, host_mac, flags: 0 })
     }
 
     /// Absent is done.
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
-        let _ = addr;
-        Err(Error::NoPrograms)
+        let key = Addr::from(addr);
+        let Some(endpoint) = self.tables.endpoints.get(&key)? else { return Ok(()) };
+        self.tables.endpoints.delete(&key)?;
+        self.attacher.detach_device(&["from_pod", "to_pod"], endpoint.ifindex)
     }
 
     pub fn endpoints(&self) -> Result<Vec<EndpointSpec>> {
-        Err(Error::NoPrograms)
+        let entries = self.tables.endpoints.entries()?;
+        Ok(entries.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect())
     }
 
     /// Brings the tables of the changed objects up to date. Nothing else is looked at, nothing is pruned.
     pub fn reconcile(&mut self, snapshot: &Snapshot, changes: &BTreeSet<Change>) -> Result<Report> {
-        let _ = (snapshot, changes);
-        Err(Error::NoPrograms)
+        let mut operations = Operations::default();
+        for change in changes {
+            if let Change::Service(key) = change {
+                self.ledger.change(key, &plan_service(snapshot, key), &mut operations);
+            }
+        }
+        let mut report = Report { services: changes.len(), operations: operations.len() };
+        if changes.contains(&Change::Nodes) {
+            report.services -= 1;
+            report.operations += self.apply_nodes(plan_nodes(snapshot))?;
+        }
+        self.apply(operations)?;
+        Ok(report)
     }
 
     /// Everything, and removal of what the snapshot does not have. Only after the first complete list of Services,
     /// EndpointSlices and Nodes.
     pub fn reconcile_all(&mut self, snapshot: &Snapshot) -> Result<Report> {
-        let _ = snapshot;
-        Err(Error::NoPrograms)
+        self.complete = true;
+        let mut report = self.reconcile(snapshot, &snapshot.all_changes())?;
+        let mut operations = Operations::default();
+        self.ledger.prune(|key| snapshot.services.contains_key(key), &mut operations);
+        report.operations += operations.len();
+        self.apply(operations)?;
+        Ok(report)
+    }
+
+    /// Carries out a difference. If the kernel refuses part of it, the ledger is read back from the maps, so that the
+    /// next reconciliation starts from the truth.
+    fn apply(&mut self, operations: Operations) -> Result<()> {
+        let result = self.check_room().and_then(|()| self.tables.write(&operations));
+        if let Err(error) = result {
+            (self.ledger, _) = Ledger::adopt(self.tables.services()?);
+            return Err(error);
+        }
+        if !operations.retired.is_empty() {
+            self.retired.push((Instant::now(), operations.retired));
+        }
+        self.bury()
+    }
+
+    /// Removes entries that no packet can be looking at any more.
+    fn bury(&mut self) -> Result<()> {
+        let buried = self.retired.iter().take_while(|(since, _)| since.elapsed() > GRACE).count();
+        for (_, retired) in self.retired.drain(..buried) {
+            self.tables.slots.delete_all(&retired.slots)?;
+            self.tables.services.delete_all(&retired.services)?;
+            self.tables.backends.delete_all(&retired.backends)?;
+        }
+        Ok(())
+    }
+
+    /// Two generations of slots exist during a change.
+    fn check_room(&self) -> Result<()> {
+        let [frontends, services, slots, backends] = self.ledger.sizes();
+        let rooms = [
+            ("frontends", frontends, self.tables.frontends.capacity()),
+            ("services", services, self.tables.services.capacity()),
+            ("slots", slots, self.tables.slots.capacity()),
+            ("backends", backends, self.tables.backends.capacity()),
+        ];
+        match rooms.into_iter().find(|(_, wanted, room)| *wanted > *room as usize) {
+            Some((map, wanted, room)) => Err(Error::MapFull { map, wanted, room }),
+            None => Ok(()),
+        }
+    }
+
+    /// Routes and node addresses, with this node's own. What is not planned goes only after a complete list.
+    fn apply_nodes(&mut self, mut planned: NodeTables) -> Result<usize> {
+        let local = RouteTo { node: self.config.addresses[0].into(), flags: Route::LOCAL };
+        planned.routes.insert(route_key(self.config.cluster_cidr), RouteTo { flags: Route::UNREACHABLE, ..RouteTo::default() });
+        planned.routes.insert(route_key(self.config.pod_cidr), local);
+        planned.addresses.extend(self.config.addresses.iter().map(|address| (Addr::from(*address), NodeAddress::LOCAL)));
+        planned.addresses.insert(self.config.router().into(), NodeAddress::LOCAL | NodeAddress::ROUTER);
+        if !self.complete {
+            planned.routes.extend(missing(&self.nodes.routes, &planned.routes));
+            planned.addresses.extend(missing(&self.nodes.addresses, &planned.addresses));
+        }
+        let routes: Vec<_> = missing(&planned.routes, &BTreeMap::new())
+            .filter(|(key, to)| self.nodes.routes.get(key) != Some(to))
+            .map(|(key, to)| (key, Route::from(to)))
+            .collect();
+        let addresses: Vec<_> =
+            planned.addresses.iter().filter(|(key, flags)| self.nodes.addresses.get(key) != Some(flags)).map(|(k, v)| (*k, *v)).collect();
+        self.tables.routes.put_all(&routes)?;
+        self.tables.node_addresses.put_all(&addresses)?;
+        let gone_routes: Vec<_> = missing(&self.nodes.routes, &planned.routes).map(|(key, _)| key).collect();
+        let gone_addresses: Vec<_> = missing(&self.nodes.addresses, &planned.addresses).map(|(key, _)| key).collect();
+        self.tables.routes.delete_all(&gone_routes)?;
+        self.tables.node_addresses.delete_all(&gone_addresses)?;
+        self.nodes = planned;
+        Ok(routes.len() + addresses.len() + gone_routes.len() + gone_addresses.len())
     }
 
     /// Removes expired connections; call every few seconds.
     pub fn collect(&mut self) -> Result<Collected> {
-        Err(Error::NoPrograms)
+        self.bury()?;
+        self.connections.collect()
     }
 
     pub fn dump(&self) -> Result<Dump> {
@@ -131,19 +273,106 @@ impl Datapath {
     /// True while the kernel would send a new connection for the Service to this address (used to hold a pod's stop
     /// signal until its endpoint has left the tables).
     pub fn serves(&self, service: &ObjectKey, addr: IpAddr) -> bool {
-        let _ = (service, addr);
-        false
+        self.ledger.serves(service, addr.into())
     }
 }
 
-/// Reads the pinned tables of a node without owning them.
-pub fn dump(pin_dir: &Path) -> Result<Dump> {
-    let _ = pin_dir;
-    Err(Error::NoPrograms)
+/// Entries of `from` whose key `other` lacks.
+fn missing<'a, K: Ord + Copy + 'a, V: Copy + 'a>(
+    from: &'a BTreeMap<K, V>,
+    other: &BTreeMap<K, V>,
+) -> impl Iterator<Item = (K, V)> + use<'a, K, V> {
+    let missing: Vec<(K, V)> = from.iter().filter(|(key, _)| !other.contains_key(key)).map(|(k, v)| (*k, *v)).collect();
+    missing.into_iter()
+}
+
+fn settings(config: &Config, overlay: u32) -> Settings {
+    Settings {
+        host_cookie: netns_cookie(),
+        node: config.addresses[0].into(),
+        router: config.router().into(),
+        overlay,
+        vni: config.vni,
+        port_min: config.ports.0,
+        port_max: config.ports.1,
+        features: 0,
+        uplink: config.nics.first().copied().unwrap_or(0),
+        reserved: 0,
+    }
+}
+
+impl EndpointSpec {
+    pub(crate) fn new(addr: Addr, endpoint: Endpoint) -> Self {
+        let Endpoint { ifindex, mac, host_mac, .. } = endpoint;
+        Self { addr: addr.into(), ifindex, mac, host_mac }
+    }
+}
+
+impl Tables {
+    fn open(pins: &Path) -> Result<Self> {
+        Ok(Self {
+            frontends: Table::open(pins, "frontends")?,
+            services: Table::open(pins, "services")?,
+            slots: Table::open(pins, "slots")?,
+            backends: Table::open(pins, "backends")?,
+            endpoints: Table::open(pins, "endpoints")?,
+            routes: Table::open(pins, "routes")?,
+            node_addresses: Table::open(pins, "node_addresses")?,
+        })
+    }
+
+    fn services(&self) -> Result<Found> {
+        Ok(Found {
+            frontends: self.frontends.entries()?,
+            services: self.services.entries()?,
+            slots: self.slots.entries()?,
+            backends: self.backends.entries()?,
+        })
+    }
+
+    fn nodes(&self) -> Result<NodeTables> {
+        let routes = self.routes.entries()?.into_iter();
+        let routes = routes.map(|(key, route)| (key, RouteTo { node: route.node, flags: route.flags }));
+        Ok(NodeTables { routes: routes.collect(), addresses: self.node_addresses.entries()?.into_iter().collect() })
+    }
+
+    fn write(&self, operations: &Operations) -> Result<()> {
+        self.backends.put_all(&operations.backends)?;
+        self.slots.put_all(&operations.slots)?;
+        self.services.put_all(&operations.services)?;
+        self.frontends.put_all(&operations.frontends)?;
+        self.frontends.delete_all(&operations.gone_frontends)
+    }
 }
 
 /// Removes every pin, link and device of a node, whether or not an agent ever ran. Absent is done.
 pub async fn remove_all(config: &Config) -> Result<()> {
-    let _ = config;
-    Err(Error::NoPrograms)
+    let mut failures = Vec::new();
+    // Pins go from the links down: nothing is attached any more when the maps go.
+    for directory in ["links", "programs", ""] {
+        if let Err(error) = remove_pins(&config.pin_dir.join(directory)) {
+            failures.push(error);
+        }
+    }
+    let devices = Devices::connect();
+    let removed = match devices {
+        Ok(devices) => devices.remove_overlay(&config.vxlan).await,
+        Err(error) => Err(error),
+    };
+    failures.extend(removed.err());
+    if failures.is_empty() { Ok(()) } else { Err(Error::Teardown(failures)) }
+}
+
+/// Every pin in a directory, and the directory.
+pub(crate) fn remove_pins(directory: &Path) -> Result<()> {
+    let failed = |source| Error::Pin { path: directory.to_owned(), source };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        programs::remove_pin(&entry.map_err(failed)?.path())?;
+    }
+    std::fs::remove_dir(directory).map_err(failed)
 }

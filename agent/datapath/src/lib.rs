@@ -5,16 +5,25 @@
 //! (endpoints) and by `leme up` ([`Lan`]). It is the only user of aya. It never watches the API, never forwards a
 //! packet itself and never writes a packet filter rule.
 
+mod attach;
+mod bpf;
 mod config;
+mod connections;
 mod datapath;
+mod device;
+mod dump;
 mod error;
 mod lan;
+mod ledger;
 mod plan;
+mod programs;
 mod snapshot;
+mod table;
 
 pub use config::{Config, Sizes};
-pub use datapath::{Collected, Datapath, Dump, EndpointSpec, Report, dump, remove_all};
+pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
+pub use dump::{Dump, ServiceRow, dump};
 pub use error::{Error, Result};
 pub use lan::Lan;
-pub use plan::{NodeTables, ServicePlan, Tables, plan, plan_nodes, plan_service};
+pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
 pub use snapshot::{Change, ObjectKey, Snapshot};

@@ -30,11 +30,13 @@ pub struct NodeTables {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteTo {
     pub node: Addr,
+    /// `leme_abi::Route` flags.
+    pub flags: u32,
 }
 
 impl From<RouteTo> for Route {
     fn from(to: RouteTo) -> Self {
-        Self { node: to.node, identity: 0, flags: 0 }
+        Self { node: to.node, identity: 0, flags: to.flags }
     }
 }
 
@@ -149,7 +151,7 @@ pub fn plan_nodes(snapshot: &Snapshot) -> NodeTables {
             let router = if own { flags | NodeAddress::ROUTER } else { NodeAddress::ROUTER };
             tables.addresses.insert(first_address(*cidr), router);
             if let (false, Some(address)) = (own, node.addresses.first()) {
-                tables.routes.insert(key, RouteTo { node: (*address).into() });
+                tables.routes.insert(key, RouteTo { node: (*address).into(), flags: 0 });
             }
         }
     }

@@ -47,6 +47,8 @@ reasons! {
     Tunnel = "tunnel",
     /// The time to live ran out.
     TimeToLive = "time_to_live",
+    /// An ICMP error about no connection of ours, on its way out.
+    Untracked = "untracked",
     /// The next hop is unknown.
     NoNeighbour = "no_neighbour",
 }

@@ -34,6 +34,13 @@ pub struct Route {
     pub flags: u32,
 }
 
+impl Route {
+    /// This node's own pod range: what is not in `endpoints` does not exist.
+    pub const LOCAL: u32 = 1;
+    /// The cluster's pod range where no node has claimed it: never leaves the cluster.
+    pub const UNREACHABLE: u32 = 2;
+}
+
 /// An address of some node; NodePorts answer on it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

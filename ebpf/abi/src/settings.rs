@@ -26,6 +26,9 @@ pub struct Settings {
     pub port_max: u16,
     /// Bits of [`feature`].
     pub features: u32,
+    /// The first device towards the outside, where the kernel does not say which.
+    pub uplink: u32,
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 56);
+const _: () = assert!(size_of::<Settings>() == 64);

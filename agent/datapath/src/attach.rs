@@ -1,0 +1,134 @@
+//! Attaching programs so that they stay when the agent goes: pinned links, or before 6.6 classic filters, which the
+//! device keeps by itself. What an earlier agent attached is taken over with its program replaced in one step.
+
+use crate::{
+    Error, Result,
+    bpf::{self, AttachType},
+    programs::{Programs, remove_pin},
+};
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+};
+
+/// The classic filter's place: ours alone, so that it can be found again.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 0x1e3e);
+
+/// The cgroup's hooks.
+const SOCKET: &[(&str, AttachType)] = &[
+    ("connect4", AttachType::Connect4),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("getpeername4", AttachType::Getpeername4),
+];
+
+pub(crate) struct Attacher {
+    links: PathBuf,
+}
+
+impl Attacher {
+    pub(crate) fn new(pin_dir: &Path) -> Result<Self> {
+        let links = pin_dir.join("links");
+        crate::programs::make_pin_directory(&links)?;
+        Ok(Self { links })
+    }
+
+    /// The socket hooks, for every process below the cgroup.
+    pub(crate) fn attach_cgroup(&self, programs: &Programs, cgroup: &Path) -> Result<()> {
+        let directory = File::open(cgroup).map_err(|_| Error::NoCgroup(cgroup.to_owned()))?;
+        for (name, attach_type) in SOCKET {
+            let failed = |source: io::Error| match source.raw_os_error() {
+                Some(libc::EBADF | libc::EINVAL) => Error::NoCgroup(cgroup.to_owned()),
+                _ => Error::Io { action: format!("attach `{name}` to {}", cgroup.display()), source },
+            };
+            self.link(programs, name, name, directory.as_raw_fd() as u32, *attach_type).map_err(failed)??;
+        }
+        Ok(())
+    }
+
+    /// One program on one side of a device.
+    pub(crate) fn attach_device(
+        &self,
+        programs: &Programs,
+        name: &'static str,
+        ifindex: u32,
+        side: TcAttachType,
+    ) -> Result<()> {
+        let attach_type = match side {
+            TcAttachType::Ingress => AttachType::TcxIngress,
+            _ => AttachType::TcxEgress,
+        };
+        let failed = |source| Error::Attach { program: name.to_owned(), ifindex, source };
+        match self.link(programs, name, &format!("{name}-{ifindex}"), ifindex, attach_type) {
+            Ok(pinned) => pinned,
+            // No tcx before 6.6.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => attach_filter(programs, name, ifindex, side),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Forgets the links of a device that is gone, or detaches them from one that is not.
+    pub(crate) fn detach_device(&self, names: &[&str], ifindex: u32) -> Result<()> {
+        names.iter().try_for_each(|name| remove_pin(&self.links.join(format!("{name}-{ifindex}"))))
+    }
+
+    /// Updates the pinned link, or makes and pins one. The outer error is the attachment's own.
+    fn link(
+        &self,
+        programs: &Programs,
+        program: &'static str,
+        pin: &str,
+        target: u32,
+        attach_type: AttachType,
+    ) -> io::Result<Result<()>> {
+        let path = self.links.join(pin);
+        let fd = match programs.fd(program) {
+            Ok(fd) => fd,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Ok(link) = bpf::get(&path)
+            && bpf::link_update(link.as_fd(), fd).is_ok()
+        {
+            return Ok(Ok(()));
+        }
+        // Absent, or its device went away and left it without one (ENOLINK).
+        if let Err(error) = remove_pin(&path) {
+            return Ok(Err(error));
+        }
+        let link = bpf::link_create(fd, target, attach_type)?;
+        Ok(bpf::pin(link.as_fd(), &path).map_err(|source| Error::Pin { path, source }))
+    }
+}
+
+fn attach_filter(programs: &Programs, name: &'static str, ifindex: u32, side: TcAttachType) -> Result<()> {
+    let failed = |source| Error::Program { program: name.to_owned(), source };
+    let device = interface_name(ifindex)?;
+    // There already is what we need; any other failure shows at once below.
+    let _ = qdisc_add_clsact(&device);
+    let mut program = SchedClassifier::from_pin(programs.pin_path(name)).map_err(failed)?;
+    let existing = SchedClassifierLink::attached(&device, side, PRIORITY, HANDLE, None);
+    let replaced = existing.ok().map(|link| program.attach_to_link(link));
+    let id = match replaced {
+        Some(Ok(id)) => id,
+        _ => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+            program.attach_with_options(&device, side, TcAttachOptions::Netlink(options)).map_err(failed)?
+        }
+    };
+    // The filter must outlive this object, whose links detach when dropped.
+    std::mem::forget(program.take_link(id).map_err(failed)?);
+    Ok(())
+}
+
+pub(crate) fn interface_name(ifindex: u32) -> Result<String> {
+    let name = nix::net::if_::if_indextoname(ifindex);
+    let name = name.map_err(|errno| Error::Io { action: format!("name interface {ifindex}"), source: errno.into() })?;
+    Ok(name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,74 @@
+//! Connections come and go in the kernel; only forgetting the silent ones is user space's.
+
+use crate::{Collected, Result, table::Table};
+use leme_abi::{Conntrack, Leg, Translation, Tuple};
+use std::path::Path;
+
+/// Every so many collections translations without a connection (it was evicted, or never recorded) are looked for.
+const SWEEP: u32 = 16;
+
+pub(crate) struct Connections {
+    conntrack: Table<Tuple, Conntrack>,
+    nat: Table<Tuple, Translation>,
+    round: u32,
+}
+
+impl Connections {
+    pub(crate) fn open(pins: &Path) -> Result<Self> {
+        Ok(Self { conntrack: Table::open(pins, "conntrack")?, nat: Table::open(pins, "nat")?, round: 0 })
+    }
+
+    pub(crate) fn collect(&mut self) -> Result<Collected> {
+        let now = monotonic();
+        let mut expired = Vec::new();
+        let mut live = 0;
+        self.conntrack.visit(|original, connection| {
+            if connection.expires < now { expired.push(*original) } else { live += 1 }
+        })?;
+        let capacity = self.conntrack.capacity() as usize;
+        let mut removed = expired.len();
+        self.forget(&expired)?;
+        self.round = self.round.wrapping_add(1);
+        if self.round.is_multiple_of(SWEEP) {
+            removed += self.sweep()?;
+        }
+        Ok(Collected { live, removed, capacity })
+    }
+
+    /// A connection's three entries go together, the one that answers find first.
+    fn forget(&self, originals: &[Tuple]) -> Result<()> {
+        let mut translations = Vec::with_capacity(originals.len() * 2);
+        for original in originals {
+            if let Some(found) = self.nat.get(original)? {
+                translations.push(found.to.inverse());
+                translations.push(*original);
+            }
+        }
+        self.nat.delete_all(&translations)?;
+        self.conntrack.delete_all(originals)
+    }
+
+    fn sweep(&self) -> Result<usize> {
+        let mut candidates = Vec::new();
+        self.nat.visit(|tuple, translation| {
+            let forward = translation.leg == Leg::Forward as u8;
+            candidates.push((*tuple, if forward { *tuple } else { translation.to.inverse() }));
+        })?;
+        let mut orphans = Vec::new();
+        for (entry, original) in candidates {
+            if self.conntrack.get(&original)?.is_none() {
+                orphans.push(entry);
+            }
+        }
+        self.nat.delete_all(&orphans)?;
+        Ok(orphans.len())
+    }
+}
+
+/// The clock of `bpf_ktime_get_ns`, in nanoseconds.
+fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place has the type the call fills; every Linux has this clock, so it cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,63 @@
+//! The node's devices towards the outside.
+
+use crate::{
+    Kind, Next, Tables, Work,
+    locate::locate,
+    nat::{Source, establish, follow_service},
+    service::{Resolved, resolve},
+};
+use leme_abi::{Protocol, Scope};
+
+/// UDP port of VXLAN (IANA). Tunnelled packets are decided about on the VXLAN device.
+const VXLAN: u16 = 4789;
+
+/// A packet arrives: answers to masqueraded connections, and Services that outside clients address.
+///
+/// The client's address stays where the answer passes here anyway: at pods of this node and at the node itself.
+#[inline(always)]
+pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
+    if work.packet.tuple.proto == Protocol::UDP && work.packet.tuple.dport.number() == VXLAN {
+        return Next::Pass;
+    }
+    if follow_service(tables, work) {
+        return locate(tables, &work.to.dst);
+    }
+    serve(tables, work, Scope::External, |next| match next {
+        Next::Overlay(_) => Source::Replace(tables.router()),
+        Next::Outside => Source::Replace(tables.node()),
+        _ => Source::Keep(tables.router()),
+    })
+}
+
+/// A packet of the node itself leaves: answers of a host-network backend, and Services that the socket layer missed
+/// (sockets of other cgroups, of the kernel, or older than this agent). NodePorts of other nodes are theirs to serve.
+#[inline(always)]
+pub fn nic_egress(tables: &impl Tables, work: &mut Work) -> Next {
+    if follow_service(tables, work) {
+        return if work.to.dst == work.packet.tuple.dst { Next::Pass } else { locate(tables, &work.to.dst) };
+    }
+    if tables.node_address(&work.packet.dst).is_some() {
+        return Next::Pass;
+    }
+    serve(tables, work, Scope::Cluster, |next| match next {
+        Next::Overlay(_) => Source::Replace(tables.router()),
+        _ => Source::Keep(tables.node()),
+    })
+}
+
+/// Opens the connection if the packet addresses a Service; `source` depends on where the backend lives.
+#[inline(always)]
+fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(&Next) -> Source) -> Next {
+    if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
+        return Next::Pass;
+    }
+    match resolve(tables, &work.packet.tuple, scope, tables.random_slot()) {
+        Resolved::Foreign => Next::Pass,
+        Resolved::Empty => Next::Reject,
+        Resolved::Backend { service, id, backend } => {
+            let next = locate(tables, &backend.addr);
+            let target = (backend.addr, backend.port);
+            establish(tables, work, target, source(&next), (service, id)).map(|()| next).into()
+        }
+    }
+}

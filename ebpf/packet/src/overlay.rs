@@ -1,0 +1,39 @@
+//! The VXLAN device.
+
+use crate::{
+    Kind, Next, Tables, Work,
+    locate::locate,
+    nat::{Source, establish, follow},
+};
+use leme_abi::DropReason;
+
+/// The node's own packets to other nodes' pods. Their source must be the router address: the answer to any other
+/// address of this node would be masqueraded over there.
+#[inline(always)]
+pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
+    if follow(tables, work) {
+        return locate(tables, &work.to.dst);
+    }
+    let next = locate(tables, &work.packet.dst);
+    if !matches!(next, Next::Overlay(_)) {
+        return Next::Drop(DropReason::NoRoute);
+    }
+    if work.packet.src == tables.router() || matches!(work.packet.kind, Kind::Error) {
+        return next;
+    }
+    let target = (work.packet.tuple.dst, work.packet.tuple.dport);
+    establish(tables, work, target, Source::Replace(tables.router()), (0, 0)).map(|()| next).into()
+}
+
+/// Decapsulated packets: for pods of this node, for the node itself, or answers on their way back to an outside
+/// client whose connection this node forwarded. Nothing else is carried on.
+#[inline(always)]
+pub fn overlay_ingress(tables: &impl Tables, work: &mut Work) -> Next {
+    if follow(tables, work) {
+        return locate(tables, &work.to.dst);
+    }
+    match locate(tables, &work.packet.dst) {
+        next @ (Next::Pod(_) | Next::Pass) => next,
+        _ => Next::Drop(DropReason::NoEndpoint),
+    }
+}

@@ -1,0 +1,54 @@
+//! What decisions read and write, as traits: eBPF maps in the kernel, ordinary maps in tests.
+
+use bytemuck::Pod;
+use leme_abi::{
+    Addr, Backend, Conntrack, Endpoint, FragmentKey, FrontendKey, Ports, Route, Service, SlotKey, Translation, Tuple,
+};
+
+/// The bytes of a packet, from its Ethernet header on.
+pub trait Bytes {
+    /// None past the end.
+    fn load<T: Pod>(&self, offset: u32) -> Option<T>;
+    /// Length of the whole packet.
+    fn length(&self) -> u32;
+}
+
+/// Translations of connections: all that masquerade alone needs.
+pub trait Connections {
+    /// Nanoseconds of the monotonic clock.
+    fn now(&self) -> u64;
+    fn random(&self) -> u32;
+    /// Source ports for translations, inclusive.
+    fn ports(&self) -> (u16, u16);
+    fn translation(&self, tuple: &Tuple) -> Option<&Translation>;
+    /// Writes only if absent: true if this call wrote it.
+    fn claim(&self, tuple: &Tuple, translation: &Translation) -> bool;
+    fn translate(&self, tuple: &Tuple, translation: &Translation) -> bool;
+    fn forget_translation(&self, tuple: &Tuple);
+    /// Changes a connection in place; false if it is not there.
+    fn track(&self, original: &Tuple, change: impl FnOnce(&mut Conntrack)) -> bool;
+    fn start(&self, original: &Tuple, connection: &Conntrack) -> bool;
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports>;
+    fn remember_fragment(&self, key: &FragmentKey, ports: &Ports);
+}
+
+/// Services.
+pub trait Services {
+    fn random_slot(&self) -> u32;
+    fn frontend(&self, key: &FrontendKey) -> Option<u32>;
+    fn service(&self, id: u32) -> Option<Service>;
+    fn slot(&self, key: &SlotKey) -> Option<u32>;
+    fn backend(&self, id: u32) -> Option<Backend>;
+    /// Flags of a node's address.
+    fn node_address(&self, addr: &Addr) -> Option<u32>;
+}
+
+/// Everything a node's hooks need.
+pub trait Tables: Connections + Services {
+    /// Source of masqueraded traffic.
+    fn node(&self) -> Addr;
+    /// Source towards other nodes' pods.
+    fn router(&self) -> Addr;
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
+    fn route(&self, addr: &Addr) -> Option<Route>;
+}

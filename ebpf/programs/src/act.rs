@@ -1,0 +1,190 @@
+//! Carrying decisions out.
+
+use crate::{
+    maps::{Maps, count, settings, work},
+    skb::{Skb, decrement_ttl, rewrite, set_macs, turn_unreachable},
+};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_F_INGRESS, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK,
+        TC_ACT_REDIRECT, TC_ACT_SHOT, bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key,
+    },
+    helpers::{
+        bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
+        bpf_skb_set_tunnel_key,
+    },
+    programs::TcContext,
+};
+use core::mem::zeroed;
+use leme_abi::{Addr, Direction, DropReason, Endpoint, MARK_DONE};
+use leme_packet::{Next, Work, parse};
+
+/// Where a hook sits: it decides how its packets are handed on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// A packet arrives at the node's stack and may skip it.
+    Ingress,
+    /// A packet has left the node's stack; `bpf_redirect_peer` is not allowed.
+    Egress,
+    /// Leaving through the VXLAN device itself: the tunnel key is all it lacks.
+    Overlay,
+}
+
+const AF_INET: u8 = 2;
+/// `PACKET_HOST` of linux/if_packet.h: for this node, whatever the Ethernet address says.
+const PACKET_HOST: u32 = 0;
+
+/// Parses, decides, edits, forwards, counts: the whole of a tc hook.
+#[inline(always)]
+pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, decide: impl FnOnce(&mut Work) -> Next) -> i32 {
+    let bytes = ctx.len();
+    let Some(work) = work() else { return TC_ACT_SHOT as i32 };
+    match try_run(ctx, hook, work, decide) {
+        Ok(action) => {
+            count(DropReason::Forwarded, direction, bytes);
+            action
+        }
+        Err(reason) => {
+            count(reason, direction, bytes);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+#[inline(always)]
+fn try_run(
+    ctx: &TcContext,
+    hook: Hook,
+    work: &mut Work,
+    decide: impl FnOnce(&mut Work) -> Next,
+) -> Result<i32, DropReason> {
+    parse(&Skb(ctx), &Maps, work)?;
+    let next = decide(work);
+    if work.rewrite {
+        rewrite(ctx, &work.packet, &work.to)?;
+    }
+    carry_out(ctx, hook, next, &work.dst())
+}
+
+#[inline(always)]
+fn carry_out(ctx: &TcContext, hook: Hook, next: Next, dst: &Addr) -> Result<i32, DropReason> {
+    match next {
+        Next::Pass => Ok(TC_ACT_OK as i32),
+        Next::Pod(endpoint) => deliver(ctx, hook, &endpoint),
+        Next::Overlay(node) => tunnel(ctx, hook, &node),
+        Next::Outside => route(ctx, dst),
+        Next::Reject => reject(ctx, hook),
+        Next::Drop(reason) => Err(reason),
+    }
+}
+
+/// Into the pod's own namespace, past the node's stack.
+#[inline(always)]
+fn deliver(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Result<i32, DropReason> {
+    set_macs(ctx, endpoint.mac, endpoint.host_mac)?;
+    if hook == Hook::Ingress {
+        // SAFETY: a helper call with plain arguments.
+        redirected(unsafe { bpf_redirect_peer(endpoint.ifindex, 0) })
+    } else {
+        ctx.set_mark(MARK_DONE);
+        // SAFETY: as above.
+        redirected(unsafe { bpf_redirect(endpoint.ifindex, 0) })
+    }
+}
+
+#[inline(always)]
+fn redirected(code: aya_ebpf::cty::c_long) -> Result<i32, DropReason> {
+    if code == i64::from(TC_ACT_REDIRECT) as aya_ebpf::cty::c_long { Ok(code as i32) } else { Err(DropReason::Helper) }
+}
+
+/// Through the VXLAN device, which takes its destination from the packet's tunnel key.
+#[inline(always)]
+fn tunnel(ctx: &TcContext, hook: Hook, node: &Addr) -> Result<i32, DropReason> {
+    // SAFETY: plain data, all zero is valid.
+    let mut key: bpf_tunnel_key = unsafe { zeroed() };
+    key.tunnel_id = settings::vni();
+    key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node.v4());
+    key.tunnel_ttl = 64;
+    // 5.10 knows the key without its last member, a later addition.
+    let size = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: the key lives on the stack for the call and `size` is its size.
+    let code = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size, u64::from(BPF_F_ZERO_CSUM_TX)) };
+    if code != 0 {
+        return Err(DropReason::Helper);
+    }
+    if hook == Hook::Overlay {
+        return Ok(TC_ACT_OK as i32);
+    }
+    ctx.set_mark(MARK_DONE);
+    // SAFETY: a helper call with plain arguments.
+    redirected(unsafe { bpf_redirect(settings::overlay(), 0) })
+}
+
+/// Out of the node the way its routing table says, one hop further.
+#[inline(always)]
+pub fn route(ctx: &TcContext, dst: &Addr) -> Result<i32, DropReason> {
+    decrement_ttl(ctx)?;
+    ctx.set_mark(MARK_DONE);
+    match next_hop(ctx, dst) {
+        Some((ifindex, gateway)) => leave(ifindex, gateway),
+        // The kernel forwards nothing between its devices, or does not say: the first device, and its own routes.
+        // SAFETY: a null pointer of length zero asks the kernel to look the next hop up itself.
+        None => redirected(unsafe { bpf_redirect_neigh(settings::uplink(), core::ptr::null_mut(), 0, 0) }),
+    }
+}
+
+/// Device and gateway towards an address, as the routing table says for forwarded packets.
+#[inline(always)]
+pub fn next_hop(ctx: &TcContext, dst: &Addr) -> Option<(u32, u32)> {
+    // SAFETY: plain data, all zero is valid.
+    let mut params: bpf_fib_lookup = unsafe { zeroed() };
+    // SAFETY: a field of the context.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    params.family = AF_INET;
+    params.ifindex = ifindex;
+    params.__bindgen_anon_4.ipv4_dst = dst.v4();
+    // SAFETY: the parameters live on the stack for the call and the length is theirs.
+    let code = unsafe { fib_lookup(ctx.as_ptr(), &mut params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
+    // Before 5.12 an unknown neighbour leaves the device unset.
+    let found = code == BPF_FIB_LKUP_RET_SUCCESS || (code == BPF_FIB_LKUP_RET_NO_NEIGH && params.ifindex != ifindex);
+    // SAFETY: the union was zeroed and written as IPv4.
+    found.then(|| (params.ifindex, unsafe { params.__bindgen_anon_4.ipv4_dst }))
+}
+
+#[inline(always)]
+pub fn leave(ifindex: u32, gateway: u32) -> Result<i32, DropReason> {
+    // SAFETY: plain data, all zero is valid.
+    let mut hop: bpf_redir_neigh = unsafe { zeroed() };
+    hop.nh_family = u32::from(AF_INET);
+    hop.__bindgen_anon_1.ipv4_nh = gateway;
+    // SAFETY: the parameters live on the stack for the call and the length is theirs.
+    redirected(unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) })
+}
+
+/// Tells the sender that nobody listens: back out of the device it came in by, or back into the node's stack.
+#[inline(always)]
+fn reject(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
+    turn_unreachable(ctx)?;
+    count(DropReason::NoBackend, Direction::Egress, ctx.len());
+    ctx.set_mark(MARK_DONE);
+    // SAFETY: a field of the context, and a helper call with plain arguments.
+    unsafe {
+        let flags = if hook == Hook::Ingress { 0 } else { u64::from(BPF_F_INGRESS) };
+        redirected(bpf_redirect((*ctx.skb.skb).ifindex, flags))
+    }
+}
+
+/// Makes the node's stack accept a packet whose Ethernet address names nobody.
+#[inline(always)]
+pub fn for_this_host(ctx: &TcContext) {
+    // SAFETY: the context is the one this program was called with. Failure leaves the type as it was.
+    unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
+}
+
+/// Already decided about by another hook of ours.
+#[inline(always)]
+pub fn is_done(ctx: &TcContext) -> bool {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.skb.skb).mark == MARK_DONE }
+}

@@ -1,0 +1,21 @@
+//! tc ingress on the host side of a pod's veth pair.
+
+use crate::{
+    act::{Hook, run},
+    maps::{Maps, count},
+    skb::frame_type,
+};
+use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use leme_abi::{Direction, DropReason};
+use leme_packet::ethertype;
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    if frame_type(&ctx) != ethertype::IPV4 {
+        count(DropReason::NotIp, Direction::Egress, ctx.len());
+        return TC_ACT_SHOT as i32;
+    }
+    // SAFETY: a field of the context.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    run(&ctx, Hook::Ingress, Direction::Egress, |work| leme_packet::from_pod(&Maps, work, ifindex))
+}

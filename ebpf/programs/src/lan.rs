@@ -1,0 +1,92 @@
+//! tc ingress on the host ends of a local cluster's NICs, and on the machine's device towards the outside.
+
+use crate::{
+    act::{leave, next_hop},
+    maps::{LAN_NODES, LAN_UPLINKS, Maps, count, work},
+    skb::{Skb, decrement_ttl, frame_type, rewrite, set_macs},
+};
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    helpers::bpf_redirect_peer,
+    macros::classifier,
+    programs::TcContext,
+};
+use leme_abi::{Addr, Direction, DropReason, LanNode};
+use leme_packet::{LanNext, LanTables, ethertype, parse};
+
+impl LanTables for Maps {
+    #[inline(always)]
+    fn lan_node(&self, addr: &Addr) -> Option<LanNode> {
+        // SAFETY: values are plain bytes, copied at once.
+        unsafe { LAN_NODES.get(addr).copied() }
+    }
+}
+
+#[classifier]
+pub fn lan(ctx: TcContext) -> i32 {
+    if frame_type(&ctx) != ethertype::IPV4 {
+        return TC_ACT_OK as i32;
+    }
+    finish(&ctx, Direction::Egress, try_lan(&ctx))
+}
+
+#[inline(always)]
+fn try_lan(ctx: &TcContext) -> Result<i32, DropReason> {
+    let work = work().ok_or(DropReason::Helper)?;
+    parse(&Skb(ctx), &Maps, work)?;
+    let mut hop = None;
+    let dst = work.packet.dst;
+    let next = leme_packet::lan(&Maps, work, || {
+        hop = next_hop(ctx, &dst);
+        // SAFETY: values are plain bytes, copied at once.
+        hop.and_then(|(ifindex, _)| unsafe { LAN_UPLINKS.get(&ifindex).copied() })
+    });
+    match (next, hop) {
+        (LanNext::Node(node), _) => to_node(ctx, &node),
+        (LanNext::Outside, Some((ifindex, gateway))) => {
+            rewrite(ctx, &work.packet, &work.to)?;
+            decrement_ttl(ctx)?;
+            leave(ifindex, gateway)
+        }
+        (LanNext::Drop(reason), _) => Err(reason),
+        _ => Ok(TC_ACT_OK as i32),
+    }
+}
+
+#[classifier]
+pub fn lan_uplink(ctx: TcContext) -> i32 {
+    if frame_type(&ctx) != ethertype::IPV4 {
+        return TC_ACT_OK as i32;
+    }
+    finish(&ctx, Direction::Ingress, try_uplink(&ctx))
+}
+
+/// What cannot be read here is not ours to judge.
+#[inline(always)]
+fn try_uplink(ctx: &TcContext) -> Result<i32, DropReason> {
+    let work = work().ok_or(DropReason::Helper)?;
+    if parse(&Skb(ctx), &Maps, work).is_err() {
+        return Ok(TC_ACT_OK as i32);
+    }
+    let Some(node) = leme_packet::lan_uplink(&Maps, work) else { return Ok(TC_ACT_OK as i32) };
+    rewrite(ctx, &work.packet, &work.to)?;
+    to_node(ctx, &node)
+}
+
+#[inline(always)]
+fn to_node(ctx: &TcContext, node: &LanNode) -> Result<i32, DropReason> {
+    set_macs(ctx, node.mac, node.host_mac)?;
+    // SAFETY: a helper call with plain arguments.
+    Ok(unsafe { bpf_redirect_peer(node.ifindex, 0) } as i32)
+}
+
+#[inline(always)]
+fn finish(ctx: &TcContext, direction: Direction, verdict: Result<i32, DropReason>) -> i32 {
+    match verdict {
+        Ok(action) => action,
+        Err(reason) => {
+            count(reason, direction, ctx.len());
+            TC_ACT_SHOT as i32
+        }
+    }
+}

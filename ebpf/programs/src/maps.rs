@@ -1,0 +1,239 @@
+//! The maps, and how decisions see them. Sizes here are smallest; the loader sets the real ones.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::btf_map,
+};
+use leme_abi::{
+    Addr, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey, FrontendKey, LanNode,
+    Origin, OriginKey, Ports, Route, Service, Settings, SlotKey, Translation, Tuple,
+};
+use leme_packet::{Connections, Services, Tables, Work};
+
+/// Memory is taken as entries come: these maps are sized for the largest cluster, not for this one.
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "frontends")]
+pub static FRONTENDS: HashMap<FrontendKey, u32, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<u32, Service, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "slots")]
+pub static SLOTS: HashMap<SlotKey, u32, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "backends")]
+pub static BACKENDS: HashMap<u32, Backend, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "node_addresses")]
+pub static NODE_ADDRESSES: HashMap<Addr, u32, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: HashMap<Addr, Endpoint, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "routes")]
+pub static ROUTES: LpmTrie<Addr, Route, 1> = LpmTrie::new();
+#[btf_map(name = "conntrack")]
+pub static CONNTRACK: LruHashMap<Tuple, Conntrack, 1> = LruHashMap::new();
+#[btf_map(name = "nat")]
+pub static NAT: LruHashMap<Tuple, Translation, 1> = LruHashMap::new();
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Ports, 1> = LruHashMap::new();
+#[btf_map(name = "socket_origin")]
+pub static SOCKET_ORIGIN: SkStorage<Origin> = SkStorage::new();
+#[btf_map(name = "sender_origin")]
+pub static SENDER_ORIGIN: LruHashMap<OriginKey, Origin, 1> = LruHashMap::new();
+#[btf_map(name = "lan_nodes")]
+pub static LAN_NODES: HashMap<Addr, LanNode, 1, SPARSE> = HashMap::new();
+/// Devices of the machine through which a local cluster may leave, and the address it leaves with.
+#[btf_map(name = "lan_uplinks")]
+pub static LAN_UPLINKS: HashMap<u32, Addr, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "counters")]
+pub static COUNTERS_MAP: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map(name = "work")]
+static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// This CPU's room to work in.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: the slot is this CPU's own, and one program at a time runs on it (softirqs are off).
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Load-time constants, patched by the loader before the verifier sees them.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    host_cookie: 0,
+    node: Addr::ANY,
+    router: Addr::ANY,
+    overlay: 0,
+    vni: 0,
+    port_min: 0,
+    port_max: 0,
+    features: 0,
+    uplink: 0,
+    reserved: 0,
+};
+
+/// Readers for load-time constants.
+pub mod settings {
+    use super::SETTINGS;
+    use core::ptr::{addr_of, read_volatile};
+        use leme_abi::Addr;
+
+    macro_rules! readers {
+        ($($field:ident: $type:ty,)*) => {$(
+            #[inline(always)]
+            pub fn $field() -> $type {
+                // SAFETY: a static is valid; volatile because the loader changes it behind the compiler's back.
+                unsafe { read_volatile(addr_of!(SETTINGS.$field)) }
+            }
+        )*};
+    }
+
+    readers! {
+        host_cookie: u64, node: Addr, router: Addr, overlay: u32, vni: u32,
+        port_min: u16, port_max: u16, features: u32, uplink: u32,
+    }
+}
+
+/// Counts a packet under a reason.
+#[inline(always)]
+pub fn count(reason: DropReason, direction: Direction, bytes: u32) {
+    if let Some(counter) = COUNTERS_MAP.get_ptr_mut(reason as u32 * 2 + direction as u32) {
+        // SAFETY: the slot is this CPU's own and lives as long as the map.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// The kernel's maps as the tables that decisions read.
+pub struct Maps;
+
+macro_rules! copied {
+    ($map:ident, $key:expr) => {
+        // SAFETY: values are plain bytes, copied at once; a concurrent change is seen before or after it, and entries
+        // that change in place (connections) are reached through `track`.
+        unsafe { $map.get($key).copied() }
+    };
+}
+
+impl Connections for Maps {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn ports(&self) -> (u16, u16) {
+        (settings::port_min(), settings::port_max())
+    }
+
+    #[inline(always)]
+    fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
+        // SAFETY: entries are written once and replaced whole; the kernel keeps this one while the program runs.
+        unsafe { NAT.get(tuple) }
+    }
+
+    #[inline(always)]
+    fn claim(&self, tuple: &Tuple, translation: &Translation) -> bool {
+        NAT.insert(tuple, translation, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn translate(&self, tuple: &Tuple, translation: &Translation) -> bool {
+        NAT.insert(tuple, translation, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn forget_translation(&self, tuple: &Tuple) {
+        let _ = NAT.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn track(&self, original: &Tuple, change: impl FnOnce(&mut Conntrack)) -> bool {
+        match CONNTRACK.get_ptr_mut(original) {
+            Some(connection) => {
+                // SAFETY: the entry stays mapped while the program runs; a lost increment under contention is only
+                // a count.
+                change(unsafe { &mut *connection });
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn start(&self, original: &Tuple, connection: &Conntrack) -> bool {
+        CONNTRACK.insert(original, connection, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
+        copied!(FRAGMENTS, key)
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &FragmentKey, ports: &Ports) {
+        let _ = FRAGMENTS.insert(key, ports, 0);
+    }
+}
+
+impl Services for Maps {
+    #[inline(always)]
+    fn random_slot(&self) -> u32 {
+        self.random()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        copied!(FRONTENDS, key)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<Service> {
+        copied!(SERVICES, &id)
+    }
+
+    #[inline(always)]
+    fn slot(&self, key: &SlotKey) -> Option<u32> {
+        copied!(SLOTS, key)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        copied!(BACKENDS, &id)
+    }
+
+    #[inline(always)]
+    fn node_address(&self, addr: &Addr) -> Option<u32> {
+        copied!(NODE_ADDRESSES, addr)
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn node(&self) -> Addr {
+        settings::node()
+    }
+
+    #[inline(always)]
+    fn router(&self) -> Addr {
+        settings::router()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        copied!(ENDPOINTS, addr)
+    }
+
+    #[inline(always)]
+    fn route(&self, addr: &Addr) -> Option<Route> {
+        ROUTES.get(&Key::new(128, *addr)).copied()
+    }
+}

@@ -1,0 +1,26 @@
+//! tc ingress and egress on the node's devices towards the outside.
+
+use crate::{
+    act::{Hook, is_done, run},
+    maps::Maps,
+    skb::frame_type,
+};
+use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
+use leme_abi::Direction;
+use leme_packet::ethertype;
+
+#[classifier]
+pub fn nic_ingress(ctx: TcContext) -> i32 {
+    if frame_type(&ctx) != ethertype::IPV4 {
+        return TC_ACT_OK as i32;
+    }
+    run(&ctx, Hook::Ingress, Direction::Ingress, |work| leme_packet::nic_ingress(&Maps, work))
+}
+
+#[classifier]
+pub fn nic_egress(ctx: TcContext) -> i32 {
+    if is_done(&ctx) || frame_type(&ctx) != ethertype::IPV4 {
+        return TC_ACT_OK as i32;
+    }
+    run(&ctx, Hook::Egress, Direction::Egress, |work| leme_packet::nic_egress(&Maps, work))
+}

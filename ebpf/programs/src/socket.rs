@@ -1,0 +1,174 @@
+//! cgroup hooks: Services are resolved when a socket names its peer, and undone when it asks who that is.
+
+use crate::maps::{Maps, SENDER_ORIGIN, SOCKET_ORIGIN, settings};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature};
+use leme_packet::{Connections, Resolved, choose_backend};
+
+/// Go on, with the address as it now is.
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    match resolve(&ctx, Maps.random()) {
+        Found::Nothing => {
+            forget(&ctx);
+            ALLOW
+        }
+        Found::Empty => refuse(),
+        Found::Origin(mut origin) => {
+            remember(&ctx, &mut origin);
+            redirect(&ctx, origin.backend, origin.backend_port);
+            ALLOW
+        }
+    }
+}
+
+/// Unconnected UDP: one socket keeps its backend as long as the Service's endpoints stay the same.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    let cookie = socket_cookie(&ctx);
+    match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8) {
+        Found::Nothing => ALLOW,
+        Found::Empty => refuse(),
+        Found::Origin(origin) => {
+            let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };
+            let _ = SENDER_ORIGIN.insert(&key, &origin, 0);
+            redirect(&ctx, origin.backend, origin.backend_port);
+            ALLOW
+        }
+    }
+}
+
+/// Who sent this datagram: the Service, as far as the application knows.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    let (addr, port) = peer(&ctx);
+    if let Some(origin) = remembered(&ctx, &addr, port) {
+        redirect(&ctx, origin.frontend, origin.frontend_port);
+        return ALLOW;
+    }
+    let key = OriginKey { cookie: socket_cookie(&ctx), backend: addr, port, reserved: [0; 6] };
+    // SAFETY: values are plain bytes, copied at once.
+    if let Some(origin) = unsafe { SENDER_ORIGIN.get(&key).copied() } {
+        redirect(&ctx, origin.frontend, origin.frontend_port);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    let (addr, port) = peer(&ctx);
+    if let Some(origin) = remembered(&ctx, &addr, port) {
+        redirect(&ctx, origin.frontend, origin.frontend_port);
+    }
+    ALLOW
+}
+
+enum Found {
+    Nothing,
+    Empty,
+    Origin(Origin),
+}
+
+#[inline(always)]
+fn resolve(ctx: &SockAddrContext, pick: u32) -> Found {
+    // SAFETY: a field of the context.
+    let proto = unsafe { (*ctx.sock_addr).protocol } as u8;
+    if proto != Protocol::TCP && proto != Protocol::UDP {
+        return Found::Nothing;
+    }
+    let (addr, port) = peer(ctx);
+    let host = is_host(ctx).then(settings::node);
+    match choose_backend(&Maps, &addr, port, proto, host, pick) {
+        Resolved::Foreign => Found::Nothing,
+        Resolved::Empty => Found::Empty,
+        Resolved::Backend { service, backend, .. } => Found::Origin(Origin {
+            frontend: addr,
+            backend: backend.addr,
+            frontend_port: port,
+            backend_port: backend.port,
+            service,
+        }),
+    }
+}
+
+/// Whether the socket lives in the node's own network namespace.
+#[inline(always)]
+fn is_host(ctx: &SockAddrContext) -> bool {
+    let host = settings::host_cookie();
+    // SAFETY: the context is the one this program was called with; null asks for the initial namespace.
+    unsafe {
+        let host = if host == 0 { bpf_get_netns_cookie(core::ptr::null_mut()) } else { host };
+        bpf_get_netns_cookie(ctx.as_ptr()) == host
+    }
+}
+
+#[inline(always)]
+fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is the one this program was called with.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn peer(ctx: &SockAddrContext) -> (Addr, Port) {
+    // SAFETY: fields of the context.
+    unsafe { (Addr::from_v4((*ctx.sock_addr).user_ip4), Port((*ctx.sock_addr).user_port as u16)) }
+}
+
+#[inline(always)]
+fn redirect(ctx: &SockAddrContext, addr: Addr, port: Port) {
+    // SAFETY: writable fields of the context.
+    unsafe {
+        (*ctx.sock_addr).user_ip4 = addr.v4();
+        (*ctx.sock_addr).user_port = u32::from(port.0);
+    }
+}
+
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, origin: &mut Origin) {
+    // SAFETY: the socket is the context's own, and the value lives on the stack for the call.
+    unsafe {
+        let stored = SOCKET_ORIGIN.get_or_insert_ptr_mut(ctx, Some(origin));
+        if !stored.is_null() {
+            *stored = *origin;
+        }
+    }
+}
+
+/// A socket that is connected anew, to something that is no Service.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the socket is the context's own.
+    unsafe {
+        let stored = SOCKET_ORIGIN.get_ptr_mut(ctx);
+        if !stored.is_null() {
+            (*stored).backend = Addr::ANY;
+        }
+    }
+}
+
+#[inline(always)]
+fn remembered(ctx: &SockAddrContext, addr: &Addr, port: Port) -> Option<Origin> {
+    // SAFETY: the socket is the context's own; the value is plain bytes, copied at once.
+    let origin = unsafe { SOCKET_ORIGIN.get_ptr_mut(ctx).as_ref() }.copied()?;
+    (origin.backend == *addr && origin.backend_port == port).then_some(origin)
+}
+
+/// Before 5.18 a hook cannot choose the errno: the address stays, and the packet path answers.
+#[inline(always)]
+fn refuse() -> i32 {
+    if settings::features() & feature::SET_RETVAL == 0 {
+        return ALLOW;
+    }
+    // SAFETY: a plain argument; on kernels without the helper this is dead code to the verifier.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
