@@ -1,3 +1,169 @@
 //! The control plane: API server, controllers and scheduler in one process.
+//!
+//! `leme server` calls [`run`]; `leme up` and `leme init` also use [`pki`] to issue the nodes' certificates. The only
+//! thing others see of a running control plane is the Kubernetes API.
 
+mod admission;
+mod api;
+mod auth;
+mod bootstrap;
+pub mod pki;
 pub mod resources;
+mod server;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use ipnetwork::IpNetwork;
+use leme_store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use api::App;
+
+/// What one API server needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens; port 0 takes any.
+    pub bind: SocketAddr,
+    /// Where others reach it: in the `kubernetes` Service's endpoints and in the serving certificate.
+    pub advertise: IpAddr,
+    /// Certificates under `pki/`, `admin.kubeconfig`, and `state.db` of the embedded store.
+    pub data_dir: PathBuf,
+    /// `None`: the embedded store.
+    pub etcd: Option<Etcd>,
+    pub service_cidr: IpNetwork,
+    pub pod_cidr: IpNetwork,
+    /// First and last NodePort.
+    pub node_ports: (u16, u16),
+    pub cluster_domain: String,
+    /// More names and addresses for the serving certificate.
+    pub extra_names: Vec<String>,
+    /// The controllers and the scheduler, too.
+    pub run_controllers: bool,
+}
+
+/// An etcd to keep the state in.
+#[derive(Clone, Debug, Default)]
+pub struct Etcd {
+    pub endpoints: Vec<String>,
+    /// PEM files.
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+impl Etcd {
+    /// All three files, or none.
+    fn tls(&self) -> Result<Option<leme_store::etcd::Tls>> {
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+        match (&self.ca_file, &self.cert_file, &self.key_file) {
+            (Some(ca), Some(certificate), Some(key)) => {
+                Ok(Some(leme_store::etcd::Tls { ca: read(ca)?, certificate: read(certificate)?, key: read(key)? }))
+            }
+            (None, None, None) => Ok(None),
+            _ => anyhow::bail!("etcd over TLS takes three files: the authority, the certificate and its key"),
+        }
+    }
+}
+
+impl Config {
+    /// Upstream's defaults, for a server on this address.
+    pub fn new(advertise: IpAddr, data_dir: impl Into<PathBuf>) -> Self {
+        let network = |text: &str| text.parse().expect("a constant network");
+        Self {
+            bind: SocketAddr::new([0, 0, 0, 0].into(), 6443),
+            advertise,
+            data_dir: data_dir.into(),
+            etcd: None,
+            service_cidr: network("10.96.0.0/16"),
+            pod_cidr: network("10.244.0.0/16"),
+            node_ports: (30000, 32767),
+            cluster_domain: "cluster.local".into(),
+            extra_names: Vec::new(),
+            run_controllers: true,
+        }
+    }
+
+    /// The `kubernetes` Service: the first address of the range.
+    pub fn kubernetes_address(&self) -> IpAddr {
+        self.service_address(1)
+    }
+
+    /// The `kube-dns` Service: the tenth, as kubeadm.
+    pub fn dns_address(&self) -> IpAddr {
+        self.service_address(10)
+    }
+
+    fn service_address(&self, offset: u8) -> IpAddr {
+        match self.service_cidr {
+            IpNetwork::V4(network) => (u32::from(network.network()) + u32::from(offset)).to_be_bytes().into(),
+            IpNetwork::V6(network) => (u128::from(network.network()) + u128::from(offset)).to_be_bytes().into(),
+        }
+    }
+}
+
+/// Serves until `shutdown`; `ready` hears the bound address once requests are answered.
+pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: CancellationToken) -> Result<()> {
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listen on {}", config.bind))?;
+    let address = listener.local_addr()?;
+    let names = pki::apiserver_names(
+        &config.cluster_domain,
+        config.kubernetes_address(),
+        config.advertise,
+        &config.extra_names,
+    );
+    let pki = pki::Pki::open(&config.data_dir.join("pki"), &names)?;
+    write_admin_kubeconfig(&config, &pki, address.port())?;
+    let store = open_store(&config).await?;
+    let tls = server::tls_config(&pki.serving, &pki.cluster.certificate)?;
+    let root_ca = pki.cluster.certificate.clone();
+    let app = App::start(config.clone(), &pki, store.clone()).await?;
+
+    let background = tokio::spawn(leme_store::compact_periodically(store, api::COMPACTION));
+    bootstrap::run(&app, address.port()).await.context("write the objects that every cluster has")?;
+    let serving = tokio::spawn(server::serve(listener, tls, app.router(), shutdown.clone()));
+    app.set_ready();
+    ready(address);
+    let upkeep = tokio::spawn(bootstrap::upkeep(app.clone(), address.port(), shutdown.clone()));
+    if config.run_controllers {
+        run_controllers(&app, &config, root_ca, shutdown.clone()).await;
+    }
+    serving.await?;
+    upkeep.await?;
+    background.abort();
+    Ok(())
+}
+
+async fn run_controllers(app: &Arc<App>, config: &Config, root_ca: String, shutdown: CancellationToken) {
+    let app = app.clone();
+    let make_client: leme_controllers::MakeClient = Arc::new(move |user: &str| app.client(user));
+    let options = leme_controllers::Options {
+        pod_cidr: config.pod_cidr,
+        node_cidr_mask: if config.pod_cidr.is_ipv4() { 24 } else { 64 },
+        root_ca,
+        node_grace_period: std::time::Duration::from_secs(50),
+    };
+    leme_controllers::run(make_client, options, shutdown).await;
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    Ok(match &config.etcd {
+        None => Arc::new(leme_store::embedded::Embedded::open(config.data_dir.join("state.db"))?),
+        Some(etcd) => Arc::new(leme_store::etcd::Etcd::connect(&etcd.endpoints, etcd.tls()?).await?),
+    })
+}
+
+/// `admin.kubeconfig`: rewritten on every start, so it always names this server and holds a fresh certificate.
+fn write_admin_kubeconfig(config: &Config, pki: &pki::Pki, port: u16) -> Result<()> {
+    let identity = pki.cluster.issue_client("kubernetes-admin", Some(auth::MASTERS))?;
+    let server = format!("https://{}", SocketAddr::new(config.advertise, port));
+    let names = pki::KubeconfigNames { cluster: "kubernetes", user: "kubernetes-admin", context: "kubernetes-admin@kubernetes" };
+    let text = pki::kubeconfig(&server, &pki.cluster.certificate, &identity, &names);
+    pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
+}

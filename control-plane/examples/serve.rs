@@ -1,0 +1,25 @@
+//! The API server alone, for development: `cargo run -p leme-control-plane --example serve -- DIRECTORY PORT [controllers]`.
+
+use std::{env, net::SocketAddr, time::Instant};
+
+use leme_control_plane::{Config, run};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let started = Instant::now();
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    let mut arguments = env::args().skip(1);
+    let directory = arguments.next().unwrap_or_else(|| "/tmp/leme-serve".into());
+    let port: u16 = arguments.next().map_or(Ok(16443), |p| p.parse())?;
+    let mut config = Config::new([127, 0, 0, 1].into(), directory);
+    config.bind = SocketAddr::new([127, 0, 0, 1].into(), port);
+    config.run_controllers = arguments.next().is_some_and(|word| word == "controllers");
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        let _ = tokio::signal::ctrl_c().await;
+        stop.cancel();
+    });
+    run(config, |address| println!("serving on {address} after {:?}", started.elapsed()), shutdown).await
+}

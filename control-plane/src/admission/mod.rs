@@ -1,0 +1,41 @@
+//! Admission: what is added to or refused of a write after decoding and before validation.
+//!
+//! One file per upstream plugin; called by the writers in `api` with the object, never with a request.
+
+mod namespace_lifecycle;
+mod pod_defaults;
+mod service_account;
+
+use serde_json::Value;
+
+use crate::{
+    api::{App, status::Outcome},
+    auth::{User, node},
+    resources::Resource,
+};
+
+pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, object: &mut Value) -> Outcome<()> {
+    namespace_lifecycle::create(app, resource, scope, object).await?;
+    node::restrict(user, resource, Some(object), None)?;
+    if resource.group.is_empty() && resource.plural == "pods" {
+        service_account::create(app, scope, object).await?;
+        pod_defaults::create(object)?;
+    }
+    Ok(())
+}
+
+pub async fn update(
+    _app: &App,
+    user: &User,
+    resource: &Resource,
+    _subresource: &str,
+    object: &mut Value,
+    old: &Value,
+) -> Outcome<()> {
+    node::restrict(user, resource, Some(object), Some(old))
+}
+
+pub async fn delete(_app: &App, user: &User, resource: &Resource, old: &Value) -> Outcome<()> {
+    namespace_lifecycle::delete(resource, old)?;
+    node::restrict(user, resource, None, Some(old))
+}
