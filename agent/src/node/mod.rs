@@ -1,0 +1,9 @@
+//! The node as the API sees it: who it is, what it has, how it is, and that it lives.
+
+mod conditions;
+mod lease;
+pub mod machine;
+mod registration;
+
+pub use lease::renew;
+pub use registration::{Report, report};
