@@ -74,8 +74,10 @@ impl CniServer {
         let held: Vec<Reservation> = self.ipam().reservations().cloned().collect();
         for reservation in &held {
             let veth = self.veth(reservation);
-            if let Some(ifindex) = self.links.index(&veth.host_ifname).await? {
-                self.endpoints.add(&veth, ifindex).await?;
+            match self.links.index(&veth.host_ifname).await? {
+                Some(ifindex) => self.endpoints.add(&veth, ifindex).await?,
+                // The pod's namespace is gone; its address stays reserved until the runtime says DEL.
+                None => self.endpoints.remove(veth.address).await?,
             }
         }
         self.remove_strays().await
@@ -145,7 +147,9 @@ impl CniServer {
         }
     }
 
+    /// What an interrupted ADD left goes first: it hangs on a link that is about to be replaced.
     async fn attach(&self, veth: &Veth, netns: &str) -> anyhow::Result<()> {
+        self.endpoints.remove(veth.address).await?;
         let ifindex = self.links.create(veth, netns, self.shape.router).await?;
         self.endpoints.add(veth, ifindex).await
     }

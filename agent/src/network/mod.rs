@@ -36,6 +36,9 @@ use ipam::Ipam;
 use reconciler::{Cluster, Reconciler};
 use veth::{Links, Veth};
 
+/// Characters of an error that fit a condition's message.
+const REASON: usize = 300;
+
 /// What the network must be told; `leme_agent::run` fills it from the agent's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -179,7 +182,8 @@ impl Network {
             match attempt().await {
                 Ok(done) => return done,
                 Err(error) => {
-                    let reason = format!("{error:#}");
+                    // A verifier's log is thousands of lines; its beginning names the program.
+                    let reason: String = format!("{error:#}").chars().take(REASON).collect();
                     if self.status.send_replace(Status::NotReady(reason.clone())) != Status::NotReady(reason.clone()) {
                         warn!(reason, "the node's network cannot start; trying again");
                     }

@@ -317,7 +317,9 @@ impl Listing {
             Event::InitDone => {
                 self.synced = true;
                 let gone: Vec<ObjectKey> = self.unseen.drain().collect();
-                gone.iter().for_each(|key| drop(self.known.remove(key)));
+                for key in &gone {
+                    self.known.remove(key);
+                }
                 Step::Delete(gone)
             }
         }
