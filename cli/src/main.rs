@@ -1,1 +1,152 @@
-fn main() {}
+//! `leme`: the one binary. It parses, wires and waits; what it wires lives in the crates of the control plane, the
+//! node and the datapath, and what it adds of its own are local clusters (`cluster`).
+
+mod agent;
+mod bpf;
+mod cluster;
+mod dns;
+mod output;
+mod server;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+/// A Kubernetes cluster in one binary, its network in eBPF.
+#[derive(Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  leme up --nodes 3        a local cluster of three nodes, and a kubeconfig context for it
+  leme status              what runs where, and how it is
+  leme down                remove it, every trace"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a local cluster, or bring back one that is stopped or half made
+    Up(cluster::up::Options),
+    /// Remove a local cluster and every trace of it
+    Down(cluster::down::Options),
+    /// Show a local cluster's nodes and their processes
+    Status(cluster::status::Options),
+    /// Enter, stop and start the nodes of a local cluster
+    Node(cluster::node::Options),
+    /// Images of a local cluster
+    Image(cluster::image::Options),
+    /// Print the kubeconfig of a local cluster
+    Kubeconfig(cluster::kubeconfig::Options),
+    /// Run the control plane: API server, controllers and scheduler
+    Server(server::Options),
+    /// Run a node: kubelet and network
+    Agent(agent::Options),
+    /// Run a node's name server
+    Dns(dns::Options),
+    /// Show the tables of a node's datapath as the kernel holds them
+    Bpf(bpf::Options),
+    /// Print a completion script
+    Completion { shell: clap_complete::Shell },
+    /// Print the version
+    Version,
+    /// Hold a local node's processes (started by `up`)
+    #[command(hide = true)]
+    Supervise(cluster::supervisor::Options),
+}
+
+fn main() -> ExitCode {
+    restore_sigpipe();
+    match dispatch(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{} {error:#}", output::red("error:"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(options) => small_runtime()?.block_on(cluster::up::run(options)).map(done),
+        Command::Down(options) => small_runtime()?.block_on(cluster::down::run(&options)).map(done),
+        Command::Status(options) => small_runtime()?.block_on(cluster::status::run(&options)),
+        Command::Node(options) => cluster::node::run(options),
+        Command::Image(options) => small_runtime()?.block_on(cluster::image::run(options)).map(done),
+        Command::Kubeconfig(options) => cluster::kubeconfig::run(&options).map(done),
+        Command::Server(options) => serve(|shutdown| server::run(options, shutdown)),
+        Command::Agent(options) => serve(|shutdown| agent::run(options, shutdown)),
+        Command::Dns(options) => serve(|shutdown| dns::run(options, shutdown)),
+        Command::Bpf(options) => bpf::run(&options).map(done),
+        Command::Supervise(options) => cluster::supervisor::run(&options).map(done),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "leme", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            println!("leme {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), leme_agent::config::KUBELET_VERSION);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+/// For commands that mostly wait.
+fn small_runtime() -> Result<Runtime> {
+    install_crypto();
+    Ok(Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Runs a long-lived part until it ends or a signal asks it to.
+fn serve<F>(part: impl FnOnce(CancellationToken) -> F) -> Result<ExitCode>
+where
+    F: Future<Output = Result<()>>,
+{
+    install_crypto();
+    start_logging();
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        part(shutdown).await
+    })?;
+    // A task that still blocks must not keep the process.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn cancel_on_signal(shutdown: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    shutdown.cancel();
+}
+
+fn install_crypto() {
+    // An error only says that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LEME_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
+/// `leme … | head` ends quietly, like any other tool.
+fn restore_sigpipe() {
+    // SAFETY: restores the default disposition before any thread exists.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}

@@ -1,0 +1,147 @@
+//! `leme agent`: flags (the kubelet's names) to the node's configuration.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use leme_agent::Config;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::default_address;
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  leme agent --kubeconfig /etc/kubernetes/kubelet.conf                  a node: pods and network
+  leme agent --kubeconfig /etc/leme/network.conf --network-only         only CNI and Services")]
+pub(crate) struct Options {
+    /// How to reach the API server
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// The node's name [default: this host's name]
+    #[arg(long)]
+    hostname_override: Option<String>,
+    /// The node's address [default: that of the default route]
+    #[arg(long)]
+    node_ip: Option<IpAddr>,
+    /// Only the network: another kubelet runs the pods
+    #[arg(long)]
+    network_only: bool,
+    /// Pods' volumes and files
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    root_dir: PathBuf,
+    /// Sockets and pid files
+    #[arg(long, default_value = "/run/leme")]
+    run_dir: PathBuf,
+    /// Containers' logs
+    #[arg(long, default_value = "/var/log/pods")]
+    pod_log_dir: PathBuf,
+    /// containerd's socket
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    container_runtime_endpoint: String,
+    /// cgroup below which pods run, absolute
+    #[arg(long, default_value = "/leme")]
+    cgroup_root: String,
+    /// Address of the cluster's name server
+    #[arg(long, default_value = "10.96.0.10", value_delimiter = ',')]
+    cluster_dns: Vec<IpAddr>,
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// The cluster's range of pod addresses
+    #[arg(long, default_value = "10.244.0.0/16")]
+    cluster_cidr: String,
+    /// Name servers for the outside
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    #[arg(long, default_value_t = 110)]
+    max_pods: u32,
+    /// Labels to register with
+    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = label)]
+    node_labels: Vec<(String, String)>,
+    /// Certificate of the kubelet's API
+    #[arg(long)]
+    tls_cert_file: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long)]
+    tls_private_key_file: Option<PathBuf>,
+    /// Authority of the clients of the kubelet's API
+    #[arg(long)]
+    client_ca_file: Option<PathBuf>,
+    /// Where the kubelet's API listens
+    #[arg(long, default_value = "0.0.0.0:10250")]
+    kubelet_address: SocketAddr,
+    /// Where health is told
+    #[arg(long, default_value = "127.0.0.1:10248")]
+    healthz_address: SocketAddr,
+    /// Where containerd looks for network configurations
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+    /// Where containerd looks for network plugins
+    #[arg(long, default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
+    /// The plugin to install there [default: leme-cni beside this binary, if it is]
+    #[arg(long)]
+    cni_plugin: Option<PathBuf>,
+}
+
+pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
+    leme_agent::run(configure(options)?, shutdown).await
+}
+
+fn configure(options: Options) -> Result<Config> {
+    let name = match &options.hostname_override {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
+    };
+    let address = match options.node_ip {
+        Some(address) => address,
+        None => default_address().context("no default route: say --node-ip")?,
+    };
+    let this = std::env::current_exe().context("cannot find this binary")?;
+    let beside = this.with_file_name("leme-cni");
+    let dns = dns_command(&this, address, &options);
+    let endpoint = options.container_runtime_endpoint;
+    Ok(Config {
+        root_dir: options.root_dir,
+        run_dir: options.run_dir,
+        pod_log_dir: options.pod_log_dir,
+        container_runtime_endpoint: endpoint.strip_prefix("unix://").unwrap_or(&endpoint).into(),
+        cgroup_root: options.cgroup_root,
+        cluster_dns: options.cluster_dns,
+        cluster_domain: options.cluster_domain,
+        cluster_cidr: options.cluster_cidr,
+        resolv_conf: options.resolv_conf,
+        max_pods: options.max_pods,
+        node_labels: options.node_labels.into_iter().collect::<BTreeMap<_, _>>(),
+        network_only: options.network_only,
+        kubelet_address: options.kubelet_address,
+        tls_cert_file: options.tls_cert_file,
+        tls_private_key_file: options.tls_private_key_file,
+        client_ca_file: options.client_ca_file,
+        healthz_address: options.healthz_address,
+        dns_command: dns,
+        cni_conf_dir: options.cni_conf_dir,
+        cni_bin_dir: options.cni_bin_dir,
+        cni_plugin: options.cni_plugin.or_else(|| beside.exists().then_some(beside)),
+        ..Config::new(name, address, options.kubeconfig)
+    })
+}
+
+/// `leme dns` as a process of its own, so that names go on resolving when the agent is gone.
+fn dns_command(this: &std::path::Path, address: IpAddr, options: &Options) -> Vec<String> {
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let flags = [
+        ("--kubeconfig", path(&options.kubeconfig)),
+        ("--listen", SocketAddr::new(address, 53).to_string()),
+        ("--cluster-domain", options.cluster_domain.clone()),
+        ("--resolv-conf", path(&options.resolv_conf)),
+    ];
+    let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    [path(this), "dns".to_owned()].into_iter().chain(flags).collect()
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() { Err("a label needs a key".to_owned()) } else { Ok((key.to_owned(), value.to_owned())) }
+}

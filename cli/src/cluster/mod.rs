@@ -1,0 +1,189 @@
+//! Local clusters: several nodes on one machine without a container engine around them.
+//!
+//! A node is a network namespace with its own containerd, agent and NIC, a mount namespace whose `/run` is its own, a
+//! host name and a cgroup. `up` makes what is missing, `down` removes everything, `node stop|start` plays failures;
+//! all of them work on half-made and half-broken state, since each step only looks at what is there.
+//!
+//! No `ip`, `tc` or `mount` is called and no packet filter rule is written.
+
+pub(crate) mod down;
+pub(crate) mod image;
+pub(crate) mod kubeconfig;
+pub(crate) mod node;
+pub(crate) mod status;
+pub(crate) mod supervisor;
+pub(crate) mod up;
+
+mod cgroup;
+mod containerd;
+mod file;
+mod machine;
+mod mirror;
+mod namespace;
+mod nic;
+mod process;
+mod ready;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+/// Which cluster, and where local clusters are kept.
+#[derive(Args, Clone)]
+pub(crate) struct Which {
+    /// The cluster's name
+    #[arg(long, default_value = "leme")]
+    pub(crate) name: String,
+    /// Where local clusters are kept
+    #[arg(long, default_value = "/var/lib/leme/clusters", env = "LEME_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+}
+
+impl Which {
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.state_dir.join(&self.name)
+    }
+
+    /// The cluster as it was made, or a sentence that there is none.
+    pub(crate) fn load(&self) -> Result<Cluster> {
+        match Cluster::load(&self.folder())? {
+            Some(cluster) => Ok(cluster),
+            None => bail!("there is no cluster {} in {}; make one with `leme up`", self.name, self.state_dir.display()),
+        }
+    }
+}
+
+/// A local cluster as it was made: written before anything else, so that whatever exists can be found and removed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Cluster {
+    pub(crate) name: String,
+    #[serde(skip)]
+    pub(crate) folder: PathBuf,
+    /// The nodes' own network; the machine is its first address.
+    pub(crate) subnet: Ipv4Network,
+    pub(crate) pod_subnet: Ipv4Network,
+    pub(crate) service_subnet: Ipv4Network,
+    pub(crate) nodes: Vec<Node>,
+    /// Registry host → URL of a mirror.
+    pub(crate) mirrors: BTreeMap<String, String>,
+    /// Empty: the embedded store.
+    pub(crate) etcd_endpoints: Vec<String>,
+    /// What this cluster made on the machine outside of its own directory.
+    pub(crate) traces: Traces,
+}
+
+/// Things on the machine that were not there before and are removed with the cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Traces {
+    pub(crate) mounted_bpffs: bool,
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) kubeconfig: Option<kubeconfig::Trace>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) control_plane: bool,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The machine's BPF file system, and where each node pins below it.
+const BPFFS: &str = "/sys/fs/bpf";
+
+impl Cluster {
+    pub(crate) fn load(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join("cluster.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let cluster: Self = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        Ok(Some(Self { folder: folder.to_owned(), ..cluster }))
+    }
+
+    pub(crate) fn save(&self) -> Result<()> {
+        write_whole(&self.folder.join("cluster.json"), &serde_json::to_string_pretty(self)?)
+    }
+
+    /// The machine's address in the nodes' network.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.subnet.nth(1).expect("a subnet of several addresses")
+    }
+
+    pub(crate) fn control_plane(&self) -> &Node {
+        self.nodes.iter().find(|node| node.control_plane).expect("the first node runs the control plane")
+    }
+
+    pub(crate) fn server_url(&self) -> String {
+        format!("https://{}:6443", self.control_plane().address)
+    }
+
+    pub(crate) fn server_dir(&self) -> PathBuf {
+        self.folder.join("server")
+    }
+
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    pub(crate) fn node_dir(&self, node: &Node) -> PathBuf {
+        self.folder.join("nodes").join(&node.name)
+    }
+
+    /// The binaries as of the last `up`, so that a rebuilt or removed one changes nothing under running nodes.
+    pub(crate) fn binary(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
+    }
+
+    /// Pins of the program that joins the nodes.
+    pub(crate) fn lan_pins(&self) -> PathBuf {
+        Path::new(BPFFS).join("leme").join(format!("{}-lan", self.name))
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Result<&Node> {
+        let names = || self.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.nodes.iter().find(|node| node.name == name);
+        found.with_context(|| format!("cluster {} has no node {name}; it has {}", self.name, names()))
+    }
+
+    /// The context's name in kubeconfig files.
+    pub(crate) fn context(&self) -> String {
+        if self.name == "leme" { "leme".to_owned() } else { format!("leme-{}", self.name) }
+    }
+}
+
+impl Node {
+    /// Below every cgroup hierarchy's root.
+    pub(crate) fn cgroup(&self) -> String {
+        format!("leme/{}", self.name)
+    }
+
+    pub(crate) fn pins(&self) -> PathBuf {
+        Path::new(BPFFS).join("leme").join(&self.name)
+    }
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// One clear sentence instead of a dozen permission errors.
+pub(crate) fn require_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("local clusters need root (network namespaces, eBPF); run this with sudo");
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! `leme node`: enter a node, list nodes, play a node's failure and return.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use super::{Which, cgroup, containerd, machine, require_root, status};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a command in a node: its network, mounts, host name and cgroup
+    #[command(after_help = "Examples:
+  leme node exec leme-2 -- ip route
+  leme node exec leme-2 -- ctr containers list")]
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        node: String,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Switch a node off, like pulling its plug
+    Stop {
+        #[command(flatten)]
+        which: Which,
+        node: String,
+    },
+    /// Switch a node on again
+    Start {
+        #[command(flatten)]
+        which: Which,
+        node: String,
+    },
+    /// List the nodes and how they are
+    List(status::Options),
+}
+
+pub(crate) fn run(options: Options) -> Result<ExitCode> {
+    if let Verb::Exec { which, node, command } = &options.verb {
+        return exec(which, node, command);
+    }
+    crate::small_runtime()?.block_on(async {
+        match options.verb {
+            Verb::Stop { which, node } => stop(&which, &node).await.map(|()| ExitCode::SUCCESS),
+            Verb::Start { which, node } => start(&which, &node).await.map(|()| ExitCode::SUCCESS),
+            Verb::List(options) => status::run(&options).await,
+            Verb::Exec { .. } => unreachable!("exec needs no runtime and has returned"),
+        }
+    })
+}
+
+/// Becomes the command, inside the node.
+fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
+    require_root()?;
+    let cluster = which.load()?;
+    let node = cluster.node(name)?;
+    let namespaces = cluster.namespaces(node);
+    cgroup::join(&node.cgroup())?;
+    namespaces.enter_net()?;
+    namespaces.enter_mounts()?;
+    let _ = std::env::set_current_dir("/");
+    let error = Command::new(&command[0])
+        .args(&command[1..])
+        .env("CONTAINERD_ADDRESS", containerd::SOCKET)
+        .env("CONTAINERD_NAMESPACE", "k8s.io")
+        .env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{}", containerd::SOCKET))
+        .exec();
+    Err(error).with_context(|| format!("cannot run {} in {name}", command[0]))
+}
+
+async fn stop(which: &Which, name: &str) -> Result<()> {
+    require_root()?;
+    let cluster = which.load()?;
+    machine::stop(&cluster, cluster.node(name)?).await?;
+    println!("Node {name} is off.");
+    Ok(())
+}
+
+async fn start(which: &Which, name: &str) -> Result<()> {
+    require_root()?;
+    let cluster = which.load()?;
+    let node = cluster.node(name)?;
+    let authority = leme_control_plane::pki::Authority::open(&cluster.server_dir().join("pki"), "ca", "kubernetes")?;
+    machine::prepare(&cluster, node, &authority)?;
+    machine::start(&cluster, node).await?;
+    println!("Node {name} is on.");
+    Ok(())
+}

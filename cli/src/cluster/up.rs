@@ -1,0 +1,303 @@
+//! `leme up`: looks at what there is of the cluster, makes what is missing, and waits until it can be used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use ipnetwork::Ipv4Network;
+use leme_control_plane::pki::{self, Authority, KubeconfigNames, Pki};
+use nix::mount::{MsFlags, mount};
+
+use super::file::File;
+use super::{
+    BPFFS, Cluster, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready, require_root,
+};
+use crate::output::{bold, green};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  leme up --nodes 3
+  leme up --config kind.yaml
+  leme up --registry-mirror docker.io=http://127.0.0.1:5000")]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// How many nodes; the first one also runs the control plane [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
+    nodes: Option<u8>,
+    /// A file that describes the cluster: kind's Cluster, or ours (apiVersion leme.dev/v1alpha1)
+    #[arg(long, value_name = "FILE", conflicts_with = "nodes")]
+    config: Option<PathBuf>,
+    /// Pull a registry's images from a mirror; one on this machine's loopback is reachable too
+    #[arg(long, value_name = "HOST=URL", value_parser = mirror)]
+    registry_mirror: Vec<(String, String)>,
+    /// Keep the state in this etcd instead of the embedded store
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+}
+
+/// Host names of nodes are link names too, of which the kernel allows 15 bytes.
+const LONGEST_NAME: usize = 11;
+
+pub(crate) async fn run(options: Options) -> Result<()> {
+    require_root()?;
+    containerd::check_programs()?;
+    let steps = Steps::begin();
+    let mut cluster = plan(&options).await?;
+    install_binaries(&cluster)?;
+    prepare_machine(&mut cluster)?;
+    let authority = issue_certificates(&cluster)?;
+    for node in &cluster.nodes {
+        machine::prepare(&cluster, node, &authority)?;
+    }
+    steps.done("Certificates and configuration");
+    start_nodes(&mut cluster, &steps).await?;
+    wait(&cluster, &steps).await?;
+    cluster.traces.kubeconfig = Some(kubeconfig::merge(&cluster)?);
+    cluster.save()?;
+    explain(&cluster, &steps);
+    Ok(())
+}
+
+/// The cluster as it is, with what the options add; or a new one. Saved before anything is made.
+async fn plan(options: &Options) -> Result<Cluster> {
+    let file = options.config.as_deref().map(File::read).transpose()?;
+    let mut which = options.which.clone();
+    if let Some(name) = file.as_ref().and_then(|file| file.name.clone()) {
+        which.name = name;
+    }
+    check_name(&which.name)?;
+    let mut cluster = match Cluster::load(&which.folder())? {
+        Some(cluster) => cluster,
+        None => create(&which, file.as_ref()).await?,
+    };
+    let count = match &file {
+        Some(file) => file.nodes.len().max(1),
+        None => {
+            options.nodes.map_or(cluster.nodes.len().max(if cluster.nodes.is_empty() { 3 } else { 1 }), usize::from)
+        }
+    };
+    add_nodes(&mut cluster, count, file.as_ref())?;
+    cluster.mirrors.extend(file.iter().flat_map(|file| file.registry_mirrors.clone()));
+    cluster.mirrors.extend(options.registry_mirror.iter().cloned());
+    if !options.etcd_endpoints.is_empty() {
+        cluster.etcd_endpoints.clone_from(&options.etcd_endpoints);
+    }
+    for field in file.iter().flat_map(File::ignored) {
+        eprintln!("{} {field} means nothing to leme and is ignored", bold("note:"));
+    }
+    cluster.save()?;
+    Ok(cluster)
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty() && name.len() <= LONGEST_NAME;
+    let label = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !fits || !label || name.starts_with('-') || name.ends_with('-') {
+        bail!("{name:?} is no name for a cluster: up to {LONGEST_NAME} lower-case letters, digits and hyphens");
+    }
+    Ok(())
+}
+
+async fn create(which: &Which, file: Option<&File>) -> Result<Cluster> {
+    let networking = file.map(|file| &file.networking);
+    let constant = |text: &str| text.parse::<Ipv4Network>().expect("a constant network");
+    let mut folders: Vec<_> =
+        which.state_dir.ancestors().take_while(|folder| !folder.is_dir()).map(Path::to_path_buf).collect();
+    folders.reverse();
+    let cluster = Cluster {
+        name: which.name.clone(),
+        folder: which.folder(),
+        subnet: free_subnet(&which.state_dir).await?,
+        pod_subnet: networking.and_then(|it| it.pod_subnet).unwrap_or_else(|| constant("10.244.0.0/16")),
+        service_subnet: networking.and_then(|it| it.service_subnet).unwrap_or_else(|| constant("10.96.0.0/16")),
+        nodes: Vec::new(),
+        mirrors: BTreeMap::new(),
+        etcd_endpoints: Vec::new(),
+        traces: Traces { folders, ..Traces::default() },
+    };
+    fs::create_dir_all(&cluster.folder).with_context(|| format!("cannot create {}", cluster.folder.display()))?;
+    Ok(cluster)
+}
+
+/// The first of 10.89.0.0/24, 10.89.1.0/24 … that neither the machine nor another cluster uses.
+async fn free_subnet(state_dir: &Path) -> Result<Ipv4Network> {
+    let folders = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let taken: Vec<_> =
+        folders.filter_map(|entry| Cluster::load(&entry.path()).ok().flatten()).map(|it| it.subnet).collect();
+    for third in 0..=255 {
+        let subnet = Ipv4Network::new([10, 89, third, 0].into(), 24)?;
+        if !taken.contains(&subnet) && nic::is_free(subnet).await? {
+            return Ok(subnet);
+        }
+    }
+    bail!("all of 10.89.0.0/16 is in use on this machine")
+}
+
+fn add_nodes(cluster: &mut Cluster, count: usize, file: Option<&File>) -> Result<()> {
+    if count < cluster.nodes.len() {
+        bail!(
+            "cluster {} has {} nodes; remove it with `leme down` to make a smaller one",
+            cluster.name,
+            cluster.nodes.len()
+        );
+    }
+    let described = file.map(File::ordered).unwrap_or_default();
+    for index in cluster.nodes.len()..count {
+        cluster.nodes.push(Node {
+            name: format!("{}-{}", cluster.name, index + 1),
+            address: cluster.subnet.nth(u32::try_from(index + 2)?).context("the subnet is full")?,
+            control_plane: index == 0,
+            labels: described.get(index).map(|node| node.labels.clone()).unwrap_or_default(),
+        });
+    }
+    Ok(())
+}
+
+/// Links or copies this binary and the plugin beside it into the cluster's directory.
+fn install_binaries(cluster: &Cluster) -> Result<()> {
+    let this = std::env::current_exe().context("cannot find this binary")?;
+    let plugin = this.with_file_name("leme-cni");
+    if !plugin.exists() {
+        bail!("{} is missing: it belongs beside {}", plugin.display(), this.display());
+    }
+    for (from, name) in [(&this, "leme"), (&plugin, "leme-cni")] {
+        let to = cluster.binary(name);
+        if *from == to {
+            continue;
+        }
+        fs::create_dir_all(cluster.folder.join("bin"))?;
+        let _ = fs::remove_file(&to);
+        fs::hard_link(from, &to)
+            .or_else(|_| fs::copy(from, &to).map(drop))
+            .with_context(|| format!("cannot install {}", to.display()))?;
+    }
+    Ok(())
+}
+
+/// What the machine itself must have: a BPF file system and a cgroup v2 hierarchy.
+fn prepare_machine(cluster: &mut Cluster) -> Result<()> {
+    super::cgroup::unified()?;
+    if !namespace::is_mount(Path::new(BPFFS)) {
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount the BPF file system")?;
+        cluster.traces.mounted_bpffs = true;
+        cluster.save()?;
+    }
+    Ok(())
+}
+
+/// The cluster's authority and the admin's kubeconfig; the server finds its own certificates made.
+fn issue_certificates(cluster: &Cluster) -> Result<Authority> {
+    let server = cluster.control_plane();
+    let service = cluster.service_subnet.nth(1).context("a service range without addresses")?;
+    let extra = [cluster.gateway().to_string(), server.name.clone()];
+    let names = pki::apiserver_names("cluster.local", service.into(), server.address.into(), &extra);
+    let authority = Pki::open(&cluster.server_dir().join("pki"), &names)?.cluster;
+    if !cluster.admin_kubeconfig().exists() {
+        let admin = authority.issue_client("kubernetes-admin", Some("system:masters"))?;
+        let context = cluster.context();
+        let names = KubeconfigNames { cluster: &context, user: &context, context: &context };
+        let text = pki::kubeconfig(&cluster.server_url(), &authority.certificate, &admin, &names);
+        pki::write_private(&cluster.admin_kubeconfig(), &text)?;
+    }
+    Ok(authority)
+}
+
+async fn start_nodes(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
+    for node in cluster.nodes.clone() {
+        let made = machine::start(cluster, &node).await.with_context(|| format!("cannot start node {}", node.name))?;
+        if !made.is_empty() {
+            cluster.traces.folders.extend(made);
+            cluster.save()?;
+        }
+    }
+    let names = cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+    steps.done(&format!("Nodes started: {names}"));
+    Ok(())
+}
+
+async fn wait(cluster: &Cluster, steps: &Steps) -> Result<()> {
+    let logs = || format!("see the logs in {}", cluster.folder.join("nodes/*/log").display());
+    steps.doing("Waiting for the API server");
+    ready::server(cluster).await.with_context(logs)?;
+    steps.done("API server ready");
+    steps.doing("Waiting for the nodes");
+    ready::nodes(cluster).await.with_context(logs)?;
+    steps.done("Nodes ready");
+    steps.doing("Waiting for names");
+    ready::names(cluster).await.with_context(logs)?;
+    steps.done("Names resolve");
+    Ok(())
+}
+
+fn explain(cluster: &Cluster, steps: &Steps) {
+    steps.bar.finish_and_clear();
+    let seconds = steps.began.elapsed().as_secs_f32();
+    println!(
+        "Cluster {} is ready after {seconds:.1} s; kubectl's context is {}.\n",
+        bold(&cluster.name),
+        bold(&cluster.context())
+    );
+    let name = if cluster.name == "leme" { String::new() } else { format!(" --name {}", cluster.name) };
+    println!(
+        "  kubectl get nodes -o wide\n  leme status{name}\n  leme node exec{name} {} -- bash\n  leme down{name}",
+        cluster.nodes[0].name
+    );
+}
+
+fn mirror(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(host, url)| !host.is_empty() && url.contains("://"));
+    parts
+        .map(|(host, url)| (host.to_owned(), url.to_owned()))
+        .ok_or_else(|| "expected HOST=URL, like docker.io=http://127.0.0.1:5000".to_owned())
+}
+
+/// One line per finished step, and a spinner for the one that is going on.
+struct Steps {
+    began: Instant,
+    bar: ProgressBar,
+}
+
+impl Steps {
+    fn begin() -> Self {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a constant template"));
+        Self { began: Instant::now(), bar }
+    }
+
+    /// The spinner's thread starts here: not before the nodes' namespaces are made, which wants a single thread.
+    fn doing(&self, what: &str) {
+        self.bar.enable_steady_tick(Duration::from_millis(100));
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn done(&self, what: &str) {
+        let line = format!("{} {what} ({:.1} s)", green("✓"), self.began.elapsed().as_secs_f32());
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_must_fit_into_a_link_name() {
+        assert!(check_name("leme").is_ok());
+        for bad in ["", "Leme", "-a", "a-", "twelve-bytes", "a_b", "a/b"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_is_a_host_and_a_url() {
+        assert!(mirror("docker.io=http://127.0.0.1:5000").is_ok());
+        assert!(mirror("docker.io").is_err());
+        assert!(mirror("=http://x").is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! What people see: tables, colours (only on a terminal), JSON where asked for.
+
+use std::io::IsTerminal;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+/// Prints rows as a table, or the values they were made from as JSON.
+pub(crate) fn print<T: Serialize>(
+    format: Format,
+    header: &[&str],
+    values: &[T],
+    row: impl Fn(&T) -> Vec<String>,
+) -> Result<()> {
+    if format == Format::Json {
+        println!("{}", serde_json::to_string_pretty(values)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header).add_rows(values.iter().map(row));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    println!("{table}");
+    Ok(())
+}
+
+pub(crate) fn red(text: &str) -> String {
+    coloured(text, "31")
+}
+
+pub(crate) fn green(text: &str) -> String {
+    coloured(text, "32")
+}
+
+pub(crate) fn bold(text: &str) -> String {
+    coloured(text, "1")
+}
+
+fn coloured(text: &str, code: &str) -> String {
+    let plain = !std::io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some();
+    if plain { text.to_owned() } else { format!("\x1b[{code}m{text}\x1b[0m") }
+}

@@ -1,0 +1,99 @@
+//! `leme server`: flags (upstream's names) to the control plane's configuration.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ipnetwork::IpNetwork;
+use leme_control_plane::{Config, Etcd};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  leme server                                          an API server on 6443 with the embedded store
+  leme server --etcd-endpoints https://10.0.0.5:2379   with its state in etcd")]
+pub(crate) struct Options {
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Port to listen on
+    #[arg(long, default_value_t = 6443)]
+    secure_port: u16,
+    /// Address under which others reach this server [default: that of the default route]
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Certificates, the admin's kubeconfig and the embedded store
+    #[arg(long, default_value = "/var/lib/leme/server")]
+    data_dir: PathBuf,
+    /// Keep the state in this etcd instead of the embedded store
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+    /// Authority of etcd's certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE")]
+    etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_keyfile: Option<PathBuf>,
+    /// Range of Service addresses
+    #[arg(long, default_value = "10.96.0.0/16")]
+    service_cluster_ip_range: IpNetwork,
+    /// Range of pod addresses
+    #[arg(long, default_value = "10.244.0.0/16")]
+    cluster_cidr: IpNetwork,
+    /// Ports for Services of type NodePort
+    #[arg(long, default_value = "30000-32767", value_parser = port_range)]
+    service_node_port_range: (u16, u16),
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Further names and addresses for the serving certificate
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    tls_san: Vec<String>,
+    /// Serve the API only, without controllers and scheduler
+    #[arg(long)]
+    no_controllers: bool,
+}
+
+pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
+    let ready = |address: SocketAddr| tracing::info!(%address, "serving");
+    leme_control_plane::run(configure(options)?, ready, shutdown).await
+}
+
+fn configure(options: Options) -> Result<Config> {
+    let advertise = match options.advertise_address {
+        Some(address) => address,
+        None => default_address().context("no default route: say --advertise-address")?,
+    };
+    let etcd = (!options.etcd_endpoints.is_empty()).then_some(Etcd {
+        endpoints: options.etcd_endpoints,
+        ca_file: options.etcd_cafile,
+        cert_file: options.etcd_certfile,
+        key_file: options.etcd_keyfile,
+    });
+    Ok(Config {
+        bind: SocketAddr::new(options.bind_address, options.secure_port),
+        etcd,
+        service_cidr: options.service_cluster_ip_range,
+        pod_cidr: options.cluster_cidr,
+        node_ports: options.service_node_port_range,
+        cluster_domain: options.cluster_domain,
+        extra_names: options.tls_san,
+        run_controllers: !options.no_controllers,
+        ..Config::new(advertise, options.data_dir)
+    })
+}
+
+/// The source address of the default route; connecting a datagram socket sends nothing.
+pub(crate) fn default_address() -> Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parts = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    parts.filter(|(first, last)| first <= last).ok_or_else(|| "expected FIRST-LAST, like 30000-32767".to_owned())
+}
