@@ -235,11 +235,12 @@ impl Datapath {
 
     /// Routes and node addresses, with this node's own. What is not planned goes only after a complete list.
     fn apply_nodes(&mut self, mut planned: NodeTables) -> Result<usize> {
+        let own = NodeAddress::KNOWN | NodeAddress::LOCAL;
         let local = RouteTo { node: self.config.addresses[0].into(), flags: Route::LOCAL };
         planned.routes.insert(route_key(self.config.cluster_cidr), RouteTo { flags: Route::UNREACHABLE, ..RouteTo::default() });
         planned.routes.insert(route_key(self.config.pod_cidr), local);
-        planned.addresses.extend(self.config.addresses.iter().map(|address| (Addr::from(*address), NodeAddress::LOCAL)));
-        planned.addresses.insert(self.config.router().into(), NodeAddress::LOCAL | NodeAddress::ROUTER);
+        planned.addresses.extend(self.config.addresses.iter().map(|address| (Addr::from(*address), own)));
+        planned.addresses.insert(self.config.router().into(), own | NodeAddress::ROUTER);
         if !self.complete {
             planned.routes.extend(missing(&self.nodes.routes, &planned.routes));
             planned.addresses.extend(missing(&self.nodes.addresses, &planned.addresses));

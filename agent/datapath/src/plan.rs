@@ -144,12 +144,11 @@ pub fn plan_nodes(snapshot: &Snapshot) -> NodeTables {
     let mut tables = NodeTables::default();
     for (name, node) in &snapshot.nodes {
         let own = *name == snapshot.node;
-        let flags = if own { NodeAddress::LOCAL } else { 0 };
+        let flags = NodeAddress::KNOWN | if own { NodeAddress::LOCAL } else { 0 };
         tables.addresses.extend(node.addresses.iter().map(|address| (Addr::from(*address), flags)));
         for cidr in &node.pod_cidrs {
             let key = route_key(*cidr);
-            let router = if own { flags | NodeAddress::ROUTER } else { NodeAddress::ROUTER };
-            tables.addresses.insert(first_address(*cidr), router);
+            tables.addresses.insert(first_address(*cidr), flags | NodeAddress::ROUTER);
             if let (false, Some(address)) = (own, node.addresses.first()) {
                 tables.routes.insert(key, RouteTo { node: (*address).into(), flags: 0 });
             }

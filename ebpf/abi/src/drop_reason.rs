@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+    ($($(#[$attribute:meta])* $name:ident = $text:literal,)*) => {
         #[repr(u32)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum DropReason { $($(#[$doc])* $name,)* }
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum DropReason { $($(#[$attribute])* $name,)* }
 
         impl DropReason {
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
@@ -20,6 +20,7 @@ macro_rules! reasons {
 
 reasons! {
     /// Not a drop: the packet was forwarded.
+    #[default]
     Forwarded = "forwarded",
     /// A header is cut short or contradicts itself.
     Malformed = "malformed",

@@ -41,18 +41,16 @@ impl Route {
     pub const UNREACHABLE: u32 = 2;
 }
 
-/// An address of some node; NodePorts answer on it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct NodeAddress {
-    pub flags: u32,
-}
+/// Flags of an address of some node; NodePorts answer on it.
+pub struct NodeAddress;
 
 impl NodeAddress {
     /// It is this node's.
     pub const LOCAL: u32 = 1;
-    /// This node's address inside its pod range, which only the cluster sees.
+    /// The node's address inside its pod range, which only the cluster sees.
     pub const ROUTER: u32 = 2;
+    /// Always set: an address without flags is no node's.
+    pub const KNOWN: u32 = 4;
 }
 
 /// A node of a local cluster, as the program on the host ends of its NICs sees it.

@@ -1,6 +1,6 @@
 //! What a hook works on, and its answer.
 
-use crate::Packet;
+use crate::{Packet, Target};
 use leme_abi::{Addr, Conntrack, DropReason, Endpoint, FragmentKey, Translation, Tuple};
 
 /// The packet at hand, what it becomes, and room to think: a program's stack is 512 bytes, so the kernel keeps this in
@@ -12,6 +12,10 @@ pub struct Work {
     /// The new tuple, if `rewrite` is set.
     pub to: Tuple,
     pub rewrite: bool,
+    pub endpoint: Endpoint,
+    pub node: Addr,
+    pub reason: DropReason,
+    pub(crate) target: Target,
     pub(crate) original: Tuple,
     pub(crate) reverse: Tuple,
     pub(crate) translation: Translation,
@@ -20,6 +24,21 @@ pub struct Work {
 }
 
 impl Work {
+    #[inline(always)]
+    pub(crate) fn drop(&mut self, reason: DropReason) -> Next {
+        self.reason = reason;
+        Next::Drop
+    }
+
+    /// What a connection that was to be opened leads to.
+    #[inline(always)]
+    pub(crate) fn unless(&mut self, result: Result<(), DropReason>, next: Next) -> Next {
+        match result {
+            Ok(()) => next,
+            Err(reason) => self.drop(reason),
+        }
+    }
+
     /// The destination after the edit.
     #[inline(always)]
     pub fn dst(&self) -> Addr {
@@ -27,29 +46,21 @@ impl Work {
     }
 }
 
-/// Where a packet goes.
+/// Where a packet goes. What the way needs stands in [`Work`]: an enum that carries it would have the compiler copy what
+/// no branch has written, which the verifier refuses.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// On, as if there were no hook: to the node's stack, or out of the device it is leaving by.
     Pass,
-    /// To a pod of this node.
-    Pod(Endpoint),
-    /// Through the tunnel to the node with this address.
-    Overlay(Addr),
+    /// To a pod of this node, `work.endpoint`.
+    Pod,
+    /// Through the tunnel to the node `work.node`.
+    Overlay,
     /// To where the node's routing table says.
     Outside,
     /// Back to the sender: nobody listens here.
     Reject,
-    Drop(DropReason),
-}
-
-/// What a failure to establish a connection becomes.
-impl From<Result<Next, DropReason>> for Next {
-    #[inline(always)]
-    fn from(result: Result<Next, DropReason>) -> Self {
-        match result {
-            Ok(next) => next,
-            Err(reason) => Self::Drop(reason),
-        }
-    }
+    /// For `work.reason`.
+    Drop,
 }

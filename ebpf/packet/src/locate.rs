@@ -1,21 +1,23 @@
 //! Where an address lives.
 
-use crate::{Next, Tables};
+use crate::{Next, Tables, Work};
 use leme_abi::{Addr, DropReason, NodeAddress, Route};
 
 /// The way to an address from this node.
 #[inline(always)]
-pub fn locate(tables: &impl Tables, addr: &Addr) -> Next {
-    if let Some(endpoint) = tables.endpoint(addr) {
-        return Next::Pod(endpoint);
+pub fn locate(tables: &impl Tables, work: &mut Work, addr: Addr) -> Next {
+    if let Some(endpoint) = tables.endpoint(&addr) {
+        work.endpoint = *endpoint;
+        return Next::Pod;
     }
-    if tables.node_address(addr).is_some_and(|flags| flags & NodeAddress::LOCAL != 0) {
+    if tables.node_address(&addr) & NodeAddress::LOCAL != 0 {
         return Next::Pass;
     }
-    match tables.route(addr) {
-        Some(route) if route.flags & Route::LOCAL != 0 => Next::Drop(DropReason::NoEndpoint),
-        Some(route) if route.flags & Route::UNREACHABLE != 0 => Next::Drop(DropReason::NoRoute),
-        Some(route) => Next::Overlay(route.node),
-        None => Next::Outside,
+    let Some(route) = tables.route(&addr) else { return Next::Outside };
+    work.node = route.node;
+    match route.flags {
+        0 => Next::Overlay,
+        Route::LOCAL => work.drop(DropReason::NoEndpoint),
+        _ => work.drop(DropReason::NoRoute),
     }
 }

@@ -3,7 +3,7 @@
 //! See `leme_abi::Tuple` for the two entries of a connection. The reverse one is claimed first, so two connections
 //! never share the tuple their answers come back with: a clash means another source port, a bounded number of times.
 
-use crate::{Kind, Packet, Tables, Work, tables::Connections};
+use crate::{Kind, Packet, Tables, Target, Work, tables::Connections};
 use leme_abi::{Addr, Conntrack, ConntrackState, DropReason, Leg, Port, Protocol, Translation, Tuple};
 
 /// Attempts to find a free source port before the connection is refused.
@@ -112,6 +112,13 @@ pub enum Source {
     Keep(Addr),
     /// A port of this address.
     Replace(Addr),
+}
+
+/// Opens a connection to the backend in `work.target`.
+#[inline(always)]
+pub fn establish_service(tables: &impl Connections, work: &mut Work, source: Source) -> Result<(), DropReason> {
+    let Target { backend, service, id } = work.target;
+    establish(tables, work, (backend.addr, backend.port), source, (service, id))
 }
 
 /// Opens a connection from the packet's tuple towards `dst:dport`: sets what the packet becomes.

@@ -3,7 +3,7 @@
 use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
-    nat::{Source, establish, follow_service},
+    nat::{Source, establish_service, follow_service},
     service::{Resolved, resolve},
 };
 use leme_abi::{Protocol, Scope};
@@ -20,10 +20,10 @@ pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
         return Next::Pass;
     }
     if follow_service(tables, work) {
-        return locate(tables, &work.to.dst);
+        return locate(tables, work, work.to.dst);
     }
     serve(tables, work, Scope::External, |next| match next {
-        Next::Overlay(_) => Source::Replace(tables.router()),
+        Next::Overlay => Source::Replace(tables.router()),
         Next::Outside => Source::Replace(tables.node()),
         _ => Source::Keep(tables.router()),
     })
@@ -34,30 +34,30 @@ pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
 #[inline(always)]
 pub fn nic_egress(tables: &impl Tables, work: &mut Work) -> Next {
     if follow_service(tables, work) {
-        return if work.to.dst == work.packet.tuple.dst { Next::Pass } else { locate(tables, &work.to.dst) };
+        return if work.to.dst == work.packet.tuple.dst { Next::Pass } else { locate(tables, work, work.to.dst) };
     }
-    if tables.node_address(&work.packet.dst).is_some() {
+    if tables.node_address(&work.packet.dst) != 0 {
         return Next::Pass;
     }
     serve(tables, work, Scope::Cluster, |next| match next {
-        Next::Overlay(_) => Source::Replace(tables.router()),
+        Next::Overlay => Source::Replace(tables.router()),
         _ => Source::Keep(tables.node()),
     })
 }
 
 /// Opens the connection if the packet addresses a Service; `source` depends on where the backend lives.
 #[inline(always)]
-fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(&Next) -> Source) -> Next {
+fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Next) -> Source) -> Next {
     if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
         return Next::Pass;
     }
-    match resolve(tables, &work.packet.tuple, scope, tables.random_slot()) {
+    match resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target) {
         Resolved::Foreign => Next::Pass,
         Resolved::Empty => Next::Reject,
-        Resolved::Backend { service, id, backend } => {
-            let next = locate(tables, &backend.addr);
-            let target = (backend.addr, backend.port);
-            establish(tables, work, target, source(&next), (service, id)).map(|()| next).into()
+        Resolved::Backend => {
+            let next = locate(tables, work, work.target.backend.addr);
+            let result = establish_service(tables, work, source(next));
+            work.unless(result, next)
         }
     }
 }

@@ -12,17 +12,18 @@ use leme_abi::DropReason;
 #[inline(always)]
 pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
     if follow(tables, work) {
-        return locate(tables, &work.to.dst);
+        return locate(tables, work, work.to.dst);
     }
-    let next = locate(tables, &work.packet.dst);
-    if !matches!(next, Next::Overlay(_)) {
-        return Next::Drop(DropReason::NoRoute);
+    let next = locate(tables, work, work.packet.dst);
+    if !matches!(next, Next::Overlay) {
+        return work.drop(DropReason::NoRoute);
     }
     if work.packet.src == tables.router() || matches!(work.packet.kind, Kind::Error) {
         return next;
     }
     let target = (work.packet.tuple.dst, work.packet.tuple.dport);
-    establish(tables, work, target, Source::Replace(tables.router()), (0, 0)).map(|()| next).into()
+    let result = establish(tables, work, target, Source::Replace(tables.router()), (0, 0));
+    work.unless(result, next)
 }
 
 /// Decapsulated packets: for pods of this node, for the node itself, or answers on their way back to an outside
@@ -30,10 +31,10 @@ pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
 #[inline(always)]
 pub fn overlay_ingress(tables: &impl Tables, work: &mut Work) -> Next {
     if follow(tables, work) {
-        return locate(tables, &work.to.dst);
+        return locate(tables, work, work.to.dst);
     }
-    match locate(tables, &work.packet.dst) {
-        next @ (Next::Pod(_) | Next::Pass) => next,
-        _ => Next::Drop(DropReason::NoEndpoint),
+    match locate(tables, work, work.packet.dst) {
+        next @ (Next::Pod | Next::Pass) => next,
+        _ => work.drop(DropReason::NoEndpoint),
     }
 }

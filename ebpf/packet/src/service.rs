@@ -3,20 +3,30 @@
 use crate::tables::Services;
 use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Scope, Service, SlotKey, Tuple};
 
-/// What an address turned out to be.
+/// What an address turned out to be. Who serves it goes to a place of the caller's: an enum that carries it would
+/// have the compiler copy what no branch has written, which the verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved {
     /// Not a Service, or one that another node must resolve.
     Foreign,
     /// A Service without endpoints.
     Empty,
-    Backend { service: u32, id: u32, backend: Backend },
+    Backend,
+}
+
+/// Who serves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    pub backend: Backend,
+    pub service: u32,
+    pub id: u32,
 }
 
 /// Looks up who serves a tuple's destination. `pick` chooses the slot.
 #[inline(always)]
-pub fn resolve(tables: &impl Services, tuple: &Tuple, scope: Scope, pick: u32) -> Resolved {
-    resolve_address(tables, &tuple.dst, (tuple.dport, tuple.proto), scope, pick)
+pub fn resolve(tables: &impl Services, tuple: &Tuple, scope: Scope, pick: u32, target: &mut Target) -> Resolved {
+    resolve_address(tables, &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
 }
 
 #[inline(always)]
@@ -26,37 +36,34 @@ pub fn resolve_address(
     (port, proto): (Port, u8),
     scope: Scope,
     pick: u32,
+    target: &mut Target,
 ) -> Resolved {
     let exact = FrontendKey { addr: *addr, port, proto, scope: scope as u8 };
-    let (id, remote) = match find(tables, exact) {
-        Some(id) => (id, false),
-        None => {
-            let Some(flags) = tables.node_address(addr) else { return Resolved::Foreign };
-            let local = flags & NodeAddress::LOCAL != 0;
-            if !local && matches!(scope, Scope::External) {
-                return Resolved::Foreign;
-            }
-            match find(tables, FrontendKey { addr: Addr::ANY, ..exact }) {
-                Some(id) => (id, !local),
-                None => return Resolved::Foreign,
-            }
+    let mut id = find(tables, exact);
+    let mut remote = false;
+    if id == 0 {
+        let flags = tables.node_address(addr);
+        remote = flags & NodeAddress::LOCAL == 0;
+        if flags == 0 || (remote && matches!(scope, Scope::External)) {
+            return Resolved::Foreign;
         }
-    };
-    pick_backend(tables, id, remote, pick)
+        id = find(tables, FrontendKey { addr: Addr::ANY, ..exact });
+    }
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, remote, pick, target) }
 }
 
 /// Outside clients see the `External` entry where there is one, else the one everybody sees.
 #[inline(always)]
-fn find(tables: &impl Services, key: FrontendKey) -> Option<u32> {
+fn find(tables: &impl Services, key: FrontendKey) -> u32 {
     let found = tables.frontend(&key);
-    if found.is_none() && key.scope == Scope::External as u8 {
+    if found == 0 && key.scope == Scope::External as u8 {
         return tables.frontend(&FrontendKey { scope: Scope::Cluster as u8, ..key });
     }
     found
 }
 
 #[inline(always)]
-fn pick_backend(tables: &impl Services, id: u32, remote_node: bool, pick: u32) -> Resolved {
+fn pick_backend(tables: &impl Services, id: u32, remote_node: bool, pick: u32, target: &mut Target) -> Resolved {
     let Some(service) = tables.service(id) else { return Resolved::Foreign };
     if remote_node && service.flags & Service::EXTERNAL_LOCAL != 0 {
         return Resolved::Foreign;
@@ -64,10 +71,9 @@ fn pick_backend(tables: &impl Services, id: u32, remote_node: bool, pick: u32) -
     if service.count == 0 {
         return Resolved::Empty;
     }
-    let key = SlotKey { service: id, generation: service.generation, n: pick % service.count };
-    let Some(backend_id) = tables.slot(&key) else { return Resolved::Empty };
-    match tables.backend(backend_id) {
-        Some(backend) => Resolved::Backend { service: id, id: backend_id, backend },
-        None => Resolved::Empty,
-    }
+    target.service = id;
+    target.id = tables.slot(&SlotKey { service: id, generation: service.generation, n: pick % service.count });
+    let Some(backend) = tables.backend(target.id) else { return Resolved::Empty };
+    target.backend = *backend;
+    Resolved::Backend
 }

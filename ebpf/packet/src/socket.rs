@@ -1,7 +1,7 @@
 //! Services at the moment a socket names its peer.
 
 use crate::{
-    service::{Resolved, resolve_address},
+    service::{Resolved, Target, resolve_address},
     tables::Services,
 };
 use leme_abi::{Addr, Port, Scope};
@@ -16,10 +16,11 @@ pub fn choose_backend(
     proto: u8,
     host: Option<Addr>,
     pick: u32,
+    target: &mut Target,
 ) -> Resolved {
     match host {
-        Some(node) if addr.is_loopback_v4() => resolve_address(tables, &node, (port, proto), Scope::Cluster, pick),
+        Some(node) if addr.is_loopback_v4() => resolve_address(tables, &node, (port, proto), Scope::Cluster, pick, target),
         None if addr.is_loopback_v4() => Resolved::Foreign,
-        _ => resolve_address(tables, addr, (port, proto), Scope::Cluster, pick),
+        _ => resolve_address(tables, addr, (port, proto), Scope::Cluster, pick, target),
     }
 }

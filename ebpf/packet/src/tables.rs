@@ -32,15 +32,15 @@ pub trait Connections {
     fn remember_fragment(&self, key: &FragmentKey, ports: &Ports);
 }
 
-/// Services.
+/// Services. An id of 0 is nobody's, in services and backends alike.
 pub trait Services {
     fn random_slot(&self) -> u32;
-    fn frontend(&self, key: &FrontendKey) -> Option<u32>;
-    fn service(&self, id: u32) -> Option<Service>;
-    fn slot(&self, key: &SlotKey) -> Option<u32>;
-    fn backend(&self, id: u32) -> Option<Backend>;
-    /// Flags of a node's address.
-    fn node_address(&self, addr: &Addr) -> Option<u32>;
+    fn frontend(&self, key: &FrontendKey) -> u32;
+    fn service(&self, id: u32) -> Option<&Service>;
+    fn slot(&self, key: &SlotKey) -> u32;
+    fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Flags of a node's address, `NodeAddress::KNOWN` among them; 0 if it is nobody's.
+    fn node_address(&self, addr: &Addr) -> u32;
 }
 
 /// Everything a node's hooks need.
@@ -49,6 +49,6 @@ pub trait Tables: Connections + Services {
     fn node(&self) -> Addr;
     /// Source towards other nodes' pods.
     fn router(&self) -> Addr;
-    fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
-    fn route(&self, addr: &Addr) -> Option<Route>;
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
+    fn route(&self, addr: &Addr) -> Option<&Route>;
 }

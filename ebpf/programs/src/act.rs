@@ -64,18 +64,18 @@ fn try_run(
     if work.rewrite {
         rewrite(ctx, &work.packet, &work.to)?;
     }
-    carry_out(ctx, hook, next, &work.dst())
+    carry_out(ctx, hook, next, work)
 }
 
 #[inline(always)]
-fn carry_out(ctx: &TcContext, hook: Hook, next: Next, dst: &Addr) -> Result<i32, DropReason> {
+fn carry_out(ctx: &TcContext, hook: Hook, next: Next, work: &Work) -> Result<i32, DropReason> {
     match next {
         Next::Pass => Ok(TC_ACT_OK as i32),
-        Next::Pod(endpoint) => deliver(ctx, hook, &endpoint),
-        Next::Overlay(node) => tunnel(ctx, hook, &node),
-        Next::Outside => route(ctx, dst),
+        Next::Pod => deliver(ctx, hook, &work.endpoint),
+        Next::Overlay => tunnel(ctx, hook, &work.node),
+        Next::Outside => route(ctx, &work.dst()),
         Next::Reject => reject(ctx, hook),
-        Next::Drop(reason) => Err(reason),
+        Next::Drop => Err(work.reason),
     }
 }
 
@@ -126,17 +126,25 @@ fn tunnel(ctx: &TcContext, hook: Hook, node: &Addr) -> Result<i32, DropReason> {
 pub fn route(ctx: &TcContext, dst: &Addr) -> Result<i32, DropReason> {
     decrement_ttl(ctx)?;
     ctx.set_mark(MARK_DONE);
-    match next_hop(ctx, dst) {
-        Some((ifindex, gateway)) => leave(ifindex, gateway),
-        // The kernel forwards nothing between its devices, or does not say: the first device, and its own routes.
-        // SAFETY: a null pointer of length zero asks the kernel to look the next hop up itself.
-        None => redirected(unsafe { bpf_redirect_neigh(settings::uplink(), core::ptr::null_mut(), 0, 0) }),
+    let mut hop = Hop::default();
+    if next_hop(ctx, dst, &mut hop) {
+        return leave(&hop);
     }
+    // The kernel forwards nothing between its devices, or does not say: the first device, and its own routes.
+    // SAFETY: a null pointer of length zero asks the kernel to look the next hop up itself.
+    redirected(unsafe { bpf_redirect_neigh(settings::uplink(), core::ptr::null_mut(), 0, 0) })
 }
 
-/// Device and gateway towards an address, as the routing table says for forwarded packets.
+/// Device and gateway.
+#[derive(Default)]
+pub struct Hop {
+    pub ifindex: u32,
+    gateway: u32,
+}
+
+/// The way to an address, as the routing table says for forwarded packets.
 #[inline(always)]
-pub fn next_hop(ctx: &TcContext, dst: &Addr) -> Option<(u32, u32)> {
+pub fn next_hop(ctx: &TcContext, dst: &Addr, hop: &mut Hop) -> bool {
     // SAFETY: plain data, all zero is valid.
     let mut params: bpf_fib_lookup = unsafe { zeroed() };
     // SAFETY: a field of the context.
@@ -146,20 +154,21 @@ pub fn next_hop(ctx: &TcContext, dst: &Addr) -> Option<(u32, u32)> {
     params.__bindgen_anon_4.ipv4_dst = dst.v4();
     // SAFETY: the parameters live on the stack for the call and the length is theirs.
     let code = unsafe { fib_lookup(ctx.as_ptr(), &mut params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
-    // Before 5.12 an unknown neighbour leaves the device unset.
-    let found = code == BPF_FIB_LKUP_RET_SUCCESS || (code == BPF_FIB_LKUP_RET_NO_NEIGH && params.ifindex != ifindex);
+    hop.ifindex = params.ifindex;
     // SAFETY: the union was zeroed and written as IPv4.
-    found.then(|| (params.ifindex, unsafe { params.__bindgen_anon_4.ipv4_dst }))
+    hop.gateway = unsafe { params.__bindgen_anon_4.ipv4_dst };
+    // Before 5.12 an unknown neighbour leaves the device unset.
+    code == BPF_FIB_LKUP_RET_SUCCESS || (code == BPF_FIB_LKUP_RET_NO_NEIGH && params.ifindex != ifindex)
 }
 
 #[inline(always)]
-pub fn leave(ifindex: u32, gateway: u32) -> Result<i32, DropReason> {
+pub fn leave(hop: &Hop) -> Result<i32, DropReason> {
     // SAFETY: plain data, all zero is valid.
-    let mut hop: bpf_redir_neigh = unsafe { zeroed() };
-    hop.nh_family = u32::from(AF_INET);
-    hop.__bindgen_anon_1.ipv4_nh = gateway;
+    let mut params: bpf_redir_neigh = unsafe { zeroed() };
+    params.nh_family = u32::from(AF_INET);
+    params.__bindgen_anon_1.ipv4_nh = hop.gateway;
     // SAFETY: the parameters live on the stack for the call and the length is theirs.
-    redirected(unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) })
+    redirected(unsafe { bpf_redirect_neigh(hop.ifindex, &mut params, size_of::<bpf_redir_neigh>() as i32, 0) })
 }
 
 /// Tells the sender that nobody listens: back out of the device it came in by, or back into the node's stack.

@@ -1,8 +1,8 @@
 //! tc ingress on the host ends of a local cluster's NICs, and on the machine's device towards the outside.
 
 use crate::{
-    act::{leave, next_hop},
-    maps::{LAN_NODES, LAN_UPLINKS, Maps, count, work},
+    act::{Hop, leave, next_hop},
+    maps::{LAN_UPLINKS, Maps, count, work},
     skb::{Skb, decrement_ttl, frame_type, rewrite, set_macs},
 };
 use aya_ebpf::{
@@ -11,16 +11,8 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use leme_abi::{Addr, Direction, DropReason, LanNode};
-use leme_packet::{LanNext, LanTables, ethertype, parse};
-
-impl LanTables for Maps {
-    #[inline(always)]
-    fn lan_node(&self, addr: &Addr) -> Option<LanNode> {
-        // SAFETY: values are plain bytes, copied at once.
-        unsafe { LAN_NODES.get(addr).copied() }
-    }
-}
+use leme_abi::{Direction, DropReason, LanNode};
+use leme_packet::{LanTables, Next, ethertype, parse};
 
 #[classifier]
 pub fn lan(ctx: TcContext) -> i32 {
@@ -34,21 +26,20 @@ pub fn lan(ctx: TcContext) -> i32 {
 fn try_lan(ctx: &TcContext) -> Result<i32, DropReason> {
     let work = work().ok_or(DropReason::Helper)?;
     parse(&Skb(ctx), &Maps, work)?;
-    let mut hop = None;
-    let dst = work.packet.dst;
-    let next = leme_packet::lan(&Maps, work, || {
-        hop = next_hop(ctx, &dst);
-        // SAFETY: values are plain bytes, copied at once.
-        hop.and_then(|(ifindex, _)| unsafe { LAN_UPLINKS.get(&ifindex).copied() })
-    });
-    match (next, hop) {
-        (LanNext::Node(node), _) => to_node(ctx, &node),
-        (LanNext::Outside, Some((ifindex, gateway))) => {
+    if let Some(node) = Maps.lan_node(&work.packet.dst) {
+        return to_node(ctx, node);
+    }
+    let mut hop = Hop::default();
+    let found = next_hop(ctx, &work.packet.dst, &mut hop);
+    // SAFETY: the kernel keeps the entry while the program runs, and nobody writes into it.
+    let uplink = if found { unsafe { LAN_UPLINKS.get(&hop.ifindex) } } else { None };
+    match leme_packet::lan(&Maps, work, uplink) {
+        Next::Outside => {
             rewrite(ctx, &work.packet, &work.to)?;
             decrement_ttl(ctx)?;
-            leave(ifindex, gateway)
+            leave(&hop)
         }
-        (LanNext::Drop(reason), _) => Err(reason),
+        Next::Drop => Err(work.reason),
         _ => Ok(TC_ACT_OK as i32),
     }
 }
@@ -70,7 +61,7 @@ fn try_uplink(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     let Some(node) = leme_packet::lan_uplink(&Maps, work) else { return Ok(TC_ACT_OK as i32) };
     rewrite(ctx, &work.packet, &work.to)?;
-    to_node(ctx, &node)
+    to_node(ctx, node)
 }
 
 #[inline(always)]

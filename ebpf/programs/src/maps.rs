@@ -10,7 +10,7 @@ use leme_abi::{
     Addr, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey, FrontendKey, LanNode,
     Origin, OriginKey, Ports, Route, Service, Settings, SlotKey, Translation, Tuple,
 };
-use leme_packet::{Connections, Services, Tables, Work};
+use leme_packet::{Connections, LanTables, Services, Tables, Work};
 
 /// Memory is taken as entries come: these maps are sized for the largest cluster, not for this one.
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
@@ -108,11 +108,11 @@ pub fn count(reason: DropReason, direction: Direction, bytes: u32) {
 /// The kernel's maps as the tables that decisions read.
 pub struct Maps;
 
-macro_rules! copied {
+/// A value in a hash. User space replaces values whole, never in place: what is read here is old or new, not mixed.
+macro_rules! value {
     ($map:ident, $key:expr) => {
-        // SAFETY: values are plain bytes, copied at once; a concurrent change is seen before or after it, and entries
-        // that change in place (connections) are reached through `track`.
-        unsafe { $map.get($key).copied() }
+        // SAFETY: the kernel keeps the entry while the program runs, and nobody writes into it.
+        unsafe { $map.get($key) }
     };
 }
 
@@ -136,8 +136,7 @@ impl Connections for Maps {
 
     #[inline(always)]
     fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
-        // SAFETY: entries are written once and replaced whole; the kernel keeps this one while the program runs.
-        unsafe { NAT.get(tuple) }
+        value!(NAT, tuple)
     }
 
     #[inline(always)]
@@ -175,7 +174,7 @@ impl Connections for Maps {
 
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
-        copied!(FRAGMENTS, key)
+        value!(FRAGMENTS, key).copied()
     }
 
     #[inline(always)]
@@ -191,28 +190,28 @@ impl Services for Maps {
     }
 
     #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
-        copied!(FRONTENDS, key)
+    fn frontend(&self, key: &FrontendKey) -> u32 {
+        value!(FRONTENDS, key).copied().unwrap_or(0)
     }
 
     #[inline(always)]
-    fn service(&self, id: u32) -> Option<Service> {
-        copied!(SERVICES, &id)
+    fn service(&self, id: u32) -> Option<&Service> {
+        value!(SERVICES, &id)
     }
 
     #[inline(always)]
-    fn slot(&self, key: &SlotKey) -> Option<u32> {
-        copied!(SLOTS, key)
+    fn slot(&self, key: &SlotKey) -> u32 {
+        value!(SLOTS, key).copied().unwrap_or(0)
     }
 
     #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        copied!(BACKENDS, &id)
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        value!(BACKENDS, &id)
     }
 
     #[inline(always)]
-    fn node_address(&self, addr: &Addr) -> Option<u32> {
-        copied!(NODE_ADDRESSES, addr)
+    fn node_address(&self, addr: &Addr) -> u32 {
+        value!(NODE_ADDRESSES, addr).copied().unwrap_or(0)
     }
 }
 
@@ -228,12 +227,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
-        copied!(ENDPOINTS, addr)
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
+        value!(ENDPOINTS, addr)
     }
 
     #[inline(always)]
-    fn route(&self, addr: &Addr) -> Option<Route> {
-        ROUTES.get(&Key::new(128, *addr)).copied()
+    fn route(&self, addr: &Addr) -> Option<&Route> {
+        ROUTES.get(&Key::new(128, *addr))
+    }
+}
+
+impl LanTables for Maps {
+    #[inline(always)]
+    fn lan_node(&self, addr: &Addr) -> Option<&LanNode> {
+        value!(LAN_NODES, addr)
     }
 }

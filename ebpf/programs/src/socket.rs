@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature};
-use leme_packet::{Connections, Resolved, choose_backend};
+use leme_packet::{Connections, Resolved, Target, choose_backend};
 
 /// Go on, with the address as it now is.
 const ALLOW: i32 = 1;
@@ -17,13 +17,14 @@ const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    match resolve(&ctx, Maps.random()) {
-        Found::Nothing => {
+    let mut origin = Origin::default();
+    match resolve(&ctx, Maps.random(), &mut origin) {
+        Resolved::Foreign => {
             forget(&ctx);
             ALLOW
         }
-        Found::Empty => refuse(),
-        Found::Origin(mut origin) => {
+        Resolved::Empty => refuse(),
+        Resolved::Backend => {
             remember(&ctx, &mut origin);
             redirect(&ctx, origin.backend, origin.backend_port);
             ALLOW
@@ -35,10 +36,11 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let cookie = socket_cookie(&ctx);
-    match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8) {
-        Found::Nothing => ALLOW,
-        Found::Empty => refuse(),
-        Found::Origin(origin) => {
+    let mut origin = Origin::default();
+    match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
+        Resolved::Foreign => ALLOW,
+        Resolved::Empty => refuse(),
+        Resolved::Backend => {
             let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };
             let _ = SENDER_ORIGIN.insert(&key, &origin, 0);
             redirect(&ctx, origin.backend, origin.backend_port);
@@ -72,32 +74,22 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-enum Found {
-    Nothing,
-    Empty,
-    Origin(Origin),
-}
-
+/// Looks the peer up; `origin` is filled if it is a Service with a backend.
 #[inline(always)]
-fn resolve(ctx: &SockAddrContext, pick: u32) -> Found {
+fn resolve(ctx: &SockAddrContext, pick: u32, origin: &mut Origin) -> Resolved {
     // SAFETY: a field of the context.
     let proto = unsafe { (*ctx.sock_addr).protocol } as u8;
     if proto != Protocol::TCP && proto != Protocol::UDP {
-        return Found::Nothing;
+        return Resolved::Foreign;
     }
-    let (addr, port) = peer(ctx);
+    (origin.frontend, origin.frontend_port) = peer(ctx);
+    let mut target = Target::default();
     let host = is_host(ctx).then(settings::node);
-    match choose_backend(&Maps, &addr, port, proto, host, pick) {
-        Resolved::Foreign => Found::Nothing,
-        Resolved::Empty => Found::Empty,
-        Resolved::Backend { service, backend, .. } => Found::Origin(Origin {
-            frontend: addr,
-            backend: backend.addr,
-            frontend_port: port,
-            backend_port: backend.port,
-            service,
-        }),
-    }
+    let found = choose_backend(&Maps, &origin.frontend, origin.frontend_port, proto, host, pick, &mut target);
+    origin.backend = target.backend.addr;
+    origin.backend_port = target.backend.port;
+    origin.service = target.service;
+    found
 }
 
 /// Whether the socket lives in the node's own network namespace.
