@@ -265,10 +265,9 @@ impl Controller {
     }
 
     async fn count_collision(&self, deployment: &Deployment, collisions: Option<i32>) -> anyhow::Result<()> {
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default());
-        let patch = json!({"status": {"collisionCount": collisions.unwrap_or(0) + 1}});
-        api.patch_status(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
-        Ok(())
+        let mut status = deployment.status.clone().unwrap_or_default();
+        status.collision_count = Some(collisions.unwrap_or(0) + 1);
+        self.write_status(deployment, status).await
     }
 
     async fn apply(
@@ -317,9 +316,10 @@ impl Controller {
         if self::revision(deployment) == revision {
             return Ok(());
         }
+        let mut updated = deployment.clone();
+        updated.annotations_mut().insert(REVISION.into(), revision.to_string());
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default());
-        let patch = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
-        unless_gone(api.patch(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await)?;
+        unless_gone(api.replace(&deployment.name_any(), &PostParams::default(), &updated).await)?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fmt::Debug,
+    fmt::Display,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -46,7 +46,7 @@ impl<K> Default for State<K> {
     }
 }
 
-impl<K: Clone + Eq + Hash + Debug + Send + Sync + 'static> Queue<K> {
+impl<K: Clone + Eq + Hash + Display + Send + Sync + 'static> Queue<K> {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), ready: Notify::new() })
     }
@@ -153,12 +153,20 @@ impl<K: Clone + Eq + Hash + Debug + Send + Sync + 'static> Queue<K> {
 }
 
 /// The first few failures are usually somebody else's write: conflicts are how this API works.
-fn log_failure(name: &str, key: &impl Debug, failures: u32, error: &anyhow::Error) {
+fn log_failure(name: &str, key: &impl Display, failures: u32, error: &anyhow::Error) {
     let conflict = error.downcast_ref::<kube::Error>().is_some_and(is_conflict);
     if conflict && failures < 5 {
-        tracing::debug!(controller = name, ?key, failures, "conflict: {error:#}");
+        tracing::debug!(controller = name, %key, failures, "conflict: {}", describe(error));
     } else {
-        tracing::warn!(controller = name, ?key, failures, "{error:#}");
+        tracing::warn!(controller = name, %key, failures, "{}", describe(error));
+    }
+}
+
+/// The API's own sentence where there is one; the client's error repeats it with the whole Status around it.
+fn describe(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => format!("{error:#}"),
     }
 }
 

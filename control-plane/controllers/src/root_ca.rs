@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ObjectMeta, PostParams},
 };
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -55,9 +54,9 @@ async fn publish(client: &Client, informers: &Informers, namespace: &str, certif
     let data = BTreeMap::from([(KEY.to_owned(), certificate.to_owned())]);
     match informers.root_ca_configmaps.get(&ObjectKey::new(namespace, NAME)) {
         Some(current) if current.data.as_ref() == Some(&data) => {}
-        Some(_) => {
-            let patch = json!({"data": data});
-            api.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        Some(current) => {
+            let updated = ConfigMap { data: Some(data), ..ConfigMap::clone(&current) };
+            api.replace(NAME, &PostParams::default(), &updated).await?;
         }
         None => match api.create(&PostParams::default(), &config_map(data)).await {
             Err(error) if is_conflict(&error) => {}
