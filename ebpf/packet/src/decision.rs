@@ -53,6 +53,8 @@ impl Work {
 pub enum Next {
     /// On, as if there were no hook: to the node's stack, or out of the device it is leaving by.
     Pass,
+    /// Back into the node's stack that it is just leaving.
+    Back,
     /// To a pod of this node, `work.endpoint`.
     Pod,
     /// Through the tunnel to the node `work.node`.

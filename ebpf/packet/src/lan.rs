@@ -28,8 +28,19 @@ pub fn lan(tables: &impl Connections, work: &mut Work, uplink: Option<&Addr>) ->
     work.unless(result, Next::Outside)
 }
 
-/// A packet arrives from the outside: an answer to a node goes there, everything else is the machine's.
+/// A packet arrives from the outside: an answer to a node, or a client that addresses one; that connection is
+/// remembered as it is, so that its answers are not taken for new ones and given the machine's address. Everything else
+/// is the machine's.
 #[inline(always)]
 pub fn lan_uplink<'a>(tables: &'a impl LanTables, work: &mut Work) -> Option<&'a LanNode> {
-    if follow(tables, work) { tables.lan_node(&work.to.dst) } else { None }
+    if follow(tables, work) {
+        return tables.lan_node(&work.to.dst);
+    }
+    let node = tables.lan_node(&work.packet.dst)?;
+    let target = (work.packet.tuple.dst, work.packet.tuple.dport);
+    let source = Source::Keep(work.packet.src);
+    if !matches!(work.packet.kind, Kind::Error) && establish(tables, work, target, source, (0, 0)).is_err() {
+        return None;
+    }
+    Some(node)
 }

@@ -31,18 +31,29 @@ pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
 
 /// A packet of the node itself leaves: answers of a host-network backend, and Services that the socket layer missed
 /// (sockets of other cgroups, of the kernel, or older than this agent). NodePorts of other nodes are theirs to serve.
+///
+/// A backend on this very node sees the Service's own address as its client, so that its answer passes here again.
 #[inline(always)]
 pub fn nic_egress(tables: &impl Tables, work: &mut Work) -> Next {
     if follow_service(tables, work) {
-        return if work.to.dst == work.packet.tuple.dst { Next::Pass } else { locate(tables, work, work.to.dst) };
+        return if work.to.dst == work.packet.dst { Next::Pass } else { turn(locate(tables, work, work.to.dst)) };
     }
     if tables.node_address(&work.packet.dst) != 0 {
         return Next::Pass;
     }
-    serve(tables, work, Scope::Cluster, |next| match next {
+    let frontend = work.packet.dst;
+    let next = serve(tables, work, Scope::Cluster, |next| match next {
         Next::Overlay => Source::Replace(tables.router()),
+        Next::Pass => Source::Replace(frontend),
         _ => Source::Keep(tables.node()),
-    })
+    });
+    if work.rewrite { turn(next) } else { next }
+}
+
+/// What lives on this node does not leave it.
+#[inline(always)]
+fn turn(next: Next) -> Next {
+    if matches!(next, Next::Pass) { Next::Back } else { next }
 }
 
 /// Opens the connection if the packet addresses a Service; `source` depends on where the backend lives.

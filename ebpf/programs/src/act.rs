@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use core::mem::zeroed;
 use leme_abi::{Addr, Direction, DropReason, Endpoint, MARK_DONE};
-use leme_packet::{Next, Work, parse};
+use leme_packet::{Bytes, EthernetHeader, Next, Work, parse};
 
 /// Where a hook sits: it decides how its packets are handed on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,7 @@ fn try_run(
 fn carry_out(ctx: &TcContext, hook: Hook, next: Next, work: &Work) -> Result<i32, DropReason> {
     match next {
         Next::Pass => Ok(TC_ACT_OK as i32),
+        Next::Back => turn_back(ctx),
         Next::Pod => deliver(ctx, hook, &work.endpoint),
         Next::Overlay => tunnel(ctx, hook, &work.node),
         Next::Outside => route(ctx, &work.dst()),
@@ -182,6 +183,15 @@ fn reject(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
         let flags = if hook == Hook::Ingress { 0 } else { u64::from(BPF_F_INGRESS) };
         redirected(bpf_redirect((*ctx.skb.skb).ifindex, flags))
     }
+}
+
+/// Into the device it is leaving by, addressed to that device.
+#[inline(always)]
+fn turn_back(ctx: &TcContext) -> Result<i32, DropReason> {
+    let frame: EthernetHeader = Skb(ctx).load(0).ok_or(DropReason::Malformed)?;
+    set_macs(ctx, frame.src, frame.src)?;
+    // SAFETY: a field of the context, and a helper call with plain arguments.
+    redirected(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, u64::from(BPF_F_INGRESS)) })
 }
 
 /// Makes the node's stack accept a packet whose Ethernet address names nobody.
