@@ -37,7 +37,7 @@ pub struct Config {
     pub network_only: bool,
     /// Another CNI plugin and another proxy serve this node's network.
     pub foreign_network: bool,
-    /// Where the kubelet's API listens; without a certificate one is made and signed by nobody.
+    /// Where the kubelet's API listens; without a certificate one is made for the run and signed by nobody.
     pub kubelet_address: SocketAddr,
     pub tls_cert_file: Option<PathBuf>,
     pub tls_private_key_file: Option<PathBuf>,

@@ -47,13 +47,13 @@ struct Report {
 
 #[derive(Clone)]
 pub struct Recorder {
-    reports: mpsc::UnboundedSender<Report>,
+    reports: mpsc::Sender<Report>,
 }
 
 impl Recorder {
     /// The task ends when the last recorder is dropped.
     pub fn start(client: Client, node: String) -> Self {
-        let (reports, inbox) = mpsc::unbounded_channel();
+        let (reports, inbox) = mpsc::channel(REMEMBERED);
         let writer = Writer { client, node, written: HashMap::new(), budgets: HashMap::new() };
         tokio::spawn(writer.run(inbox));
         Self { reports }
@@ -61,8 +61,8 @@ impl Recorder {
 
     pub fn event(&self, about: ObjectReference, kind: Kind, reason: &str, message: impl Into<String>) {
         let report = Report { about, kind, reason: reason.into(), message: message.into(), at: Timestamp::now() };
-        // Refused only while the process ends.
-        let _ = self.reports.send(report);
+        // Refused while the process ends, and when the API has been away for thousands of events.
+        let _ = self.reports.try_send(report);
     }
 
     pub fn pod(&self, pod: &Pod, kind: Kind, reason: &str, message: impl Into<String>) {
@@ -98,7 +98,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Report>) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Report>) {
         while let Some(report) = inbox.recv().await {
             if self.may_write(&report) {
                 self.write(report).await;

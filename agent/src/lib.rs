@@ -8,6 +8,7 @@ mod dns_process;
 pub mod drain;
 pub mod events;
 mod health;
+mod kubelet_api;
 pub mod network;
 pub mod node;
 mod objects;
@@ -76,6 +77,12 @@ async fn run_node(
     };
     tokio::spawn(node::report(report, shutdown.clone()));
     tokio::spawn(node::renew(client.clone(), config.node_name.clone(), shutdown.clone()));
+    let serving = leme_node_api::Config {
+        address: config.kubelet_address,
+        tls_cert_file: config.tls_cert_file.clone(),
+        tls_private_key_file: config.tls_private_key_file.clone(),
+        client_ca_file: config.client_ca_file.clone(),
+    };
     let context = pods::Context {
         images: pods::images::Images::new(cri.clone(), events.clone(), objects.clone()),
         drain: network.map_or_else(|| Arc::new(NoDrain) as Arc<dyn Drain>, |network| Arc::new(network)),
@@ -91,7 +98,16 @@ async fn run_node(
         machine,
         node_labels,
     };
-    pods::run(Arc::new(context), shutdown).await
+    let context = Arc::new(context);
+    let api = Arc::new(kubelet_api::KubeletApi::new(context.clone()));
+    let client = context.client.clone();
+    tokio::try_join!(
+        async {
+            leme_node_api::serve(serving, api, client, shutdown.clone()).await.context("the kubelet's API failed")
+        },
+        pods::run(context, shutdown.clone()),
+    )?;
+    Ok(())
 }
 
 /// The datapath of this node, or nothing where another's serves it.

@@ -39,15 +39,17 @@ pub enum Message {
 /// What others may know of the pod: the kubelet's API reads it.
 #[derive(Clone, Debug, Default)]
 pub struct View {
+    /// With the status as this node knows it.
     pub pod: Arc<core::Pod>,
     pub observed: Arc<Observed>,
-    pub status: Option<core::PodStatus>,
 }
 
 /// How long the datapath may take to stop choosing a pod before its containers are stopped all the same.
 const DRAIN: Duration = Duration::from_secs(1);
 /// The runtime shows an exit a moment after it announces it.
 const CATCH_UP: Duration = Duration::from_millis(10);
+/// … and is not waited for longer than this.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often volumes are brought up to date, at a moment of its own for each pod.
 const REFRESH: Duration = Duration::from_secs(30);
 
@@ -61,7 +63,7 @@ pub struct Actor {
     /// The observation is older than something that happened.
     stale: bool,
     /// Announced as ended, not yet shown so.
-    expected_exits: HashSet<String>,
+    expected_exits: HashMap<String, Timestamp>,
     memory: Memory,
     tasks: JoinSet<Done>,
     running: HashMap<Id, (Work, AbortHandle)>,
@@ -92,7 +94,7 @@ impl Actor {
             failure,
             observed: Arc::default(),
             stale: true,
-            expected_exits: HashSet::new(),
+            expected_exits: HashMap::new(),
             memory: Memory::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -130,7 +132,7 @@ impl Actor {
             self.refresh_volumes(now);
         }
         wake.extend(plan.wake);
-        wake.push(self.refresh_at);
+        wake.extend((goal == Goal::Run).then_some(self.refresh_at));
         wake.extend(self.active_until());
         wake.into_iter().min()
     }
@@ -150,18 +152,10 @@ impl Actor {
                 return vec![Timestamp::now() + Duration::from_secs(1)];
             }
         }
-        let observed = &self.observed;
-        self.expected_exits.retain(|id| {
-            observed.running().any(|container| container.id == *id)
-                || observed.sandboxes.iter().any(|sandbox| sandbox.id == *id && sandbox.ready)
-        });
-        match self.expected_exits.is_empty() {
-            true => Vec::new(),
-            false => {
-                self.stale = true;
-                vec![Timestamp::now() + CATCH_UP]
-            }
-        }
+        let (observed, now) = (&self.observed, Timestamp::now());
+        self.expected_exits.retain(|id, until| now < *until && is_alive(observed, id));
+        self.stale = !self.expected_exits.is_empty();
+        if self.stale { vec![now + CATCH_UP] } else { Vec::new() }
     }
 
     /// Brings probes and what is remembered of containers in line with what runs.
@@ -296,13 +290,13 @@ impl Actor {
         if !self.gone {
             self.writer.publish(status.clone());
         }
-        let view = View { pod: self.pod.clone(), observed: self.observed.clone(), status: Some(status) };
-        self.view.send_replace(view);
+        let pod = core::Pod { status: Some(status), ..(*self.pod).clone() };
+        self.view.send_replace(View { pod: Arc::new(pod), observed: self.observed.clone() });
     }
 
     /// Times that the API has not echoed yet must not change from round to round.
     fn stable(&self, mut status: core::PodStatus) -> core::PodStatus {
-        let before = self.view.borrow().status.clone();
+        let before = self.view.borrow().pod.status.clone();
         let Some(before) = before else { return status };
         if self.pod.status.as_ref().is_none_or(|status| status.start_time.is_none()) {
             status.start_time = before.start_time.or(status.start_time);
@@ -405,7 +399,7 @@ impl Actor {
             Message::Pod(pod) => self.pod = pod,
             Message::Gone => self.gone = true,
             Message::Exited(id) => {
-                self.expected_exits.insert(id);
+                self.expected_exits.insert(id, Timestamp::now() + PATIENCE);
                 self.stale = true;
             }
             Message::Look => self.stale = true,
@@ -474,4 +468,10 @@ impl Actor {
     pub fn drain_limit(pod: &core::Pod) -> Duration {
         DRAIN.min(plan::grace_period(pod))
     }
+}
+
+/// Whether the runtime still shows the container or sandbox as not ended.
+fn is_alive(observed: &Observed, id: &str) -> bool {
+    observed.containers.iter().any(|container| container.id == id && !container.has_exited())
+        || observed.sandboxes.iter().any(|sandbox| sandbox.id == id && sandbox.ready)
 }

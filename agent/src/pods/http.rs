@@ -17,7 +17,7 @@ const BODY: usize = 10 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    #[error("dial tcp {address}: connect: {source}")]
+    #[error("dial tcp {address}: connect: {}", plain(.source))]
     Connect { address: SocketAddr, source: std::io::Error },
     #[error("remote error: tls: {0}")]
     Tls(#[source] std::io::Error),
@@ -25,6 +25,12 @@ pub enum HttpError {
     Request(#[from] http::Error),
     #[error("{0}")]
     Exchange(#[from] hyper::Error),
+}
+
+/// The bare words of the kernel, as Go prints them.
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string().to_lowercase();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// The address asked, for messages.

@@ -103,6 +103,7 @@ impl Registry {
         self.0.lock().expect("no holder panics").values().map(|view| view.borrow().clone()).collect()
     }
 
+    /// By name, and by uid where one is given.
     pub fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<View> {
         let matches = |view: &View| {
             sandbox::namespace(&view.pod) == namespace

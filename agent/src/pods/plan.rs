@@ -179,7 +179,7 @@ pub fn has_ended(pod: &core::Pod, observed: &Observed) -> bool {
 }
 
 /// Whether an incarnation that exited as `last` did is followed by another.
-fn restarts(pod: &core::Pod, role: Role, spec: &core::Container, last: &Container) -> bool {
+pub fn restarts(pod: &core::Pod, role: Role, spec: &core::Container, last: &Container) -> bool {
     let rules = spec.restart_policy_rules.as_deref().unwrap_or_default();
     if rules.iter().any(|rule| rule.action == "Restart" && matches(rule, last.exit_code)) {
         return true;
@@ -305,6 +305,9 @@ impl Planner<'_> {
     }
 
     fn restart(&mut self, spec: &core::Container, last: &Container) {
+        if self.memory.busy.contains(&Work::Container(spec.name.clone())) {
+            return;
+        }
         let failed = last.finished.or(last.created).unwrap_or(self.now);
         match self.memory.crashes.get(&spec.name).and_then(|backoff| backoff.until(failed, self.now)) {
             Some(until) => {

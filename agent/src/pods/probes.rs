@@ -128,7 +128,7 @@ impl Worker {
             let address = address(action.host.as_deref(), *ip, &action.port, container)?;
             return match timeout(limit, TcpStream::connect(address)).await {
                 Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
-                Ok(Err(error)) => Err(format!("dial tcp {address}: connect: {}", plain(&error))),
+                Ok(Err(error)) => Err(format!("dial tcp {address}: connect: {}", http::plain(&error))),
                 Ok(Ok(_)) => Ok(()),
             };
         }
@@ -158,12 +158,6 @@ impl Worker {
             Ok(outcome) => outcome,
         }
     }
-}
-
-/// The bare words of the kernel, as Go prints them.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string().to_lowercase();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// A port by number, or by the name the container gives it.

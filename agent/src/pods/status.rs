@@ -31,7 +31,12 @@ pub struct Input<'a> {
 
 pub fn compute(input: &Input<'_>) -> core::PodStatus {
     let old = input.pod.status.clone().unwrap_or_default();
-    if let Some(failure) = input.failure.filter(|_| input.observed.sandboxes.is_empty() && old.start_time.is_none()) {
+    let nothing_ran = input.observed.sandboxes.is_empty() && input.observed.containers.is_empty();
+    let ended = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if ended && nothing_ran {
+        return old;
+    }
+    if let Some(failure) = input.failure.filter(|_| nothing_ran && old.container_statuses.is_none()) {
         return refused(input, failure);
     }
     let statuses = |wanted: fn(Role) -> bool| {
@@ -50,8 +55,8 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
         observed_generation: input.pod.metadata.generation,
         conditions: Some(conditions(input, phase, &init, &apps)),
         phase: Some(phase.into()),
-        reason: input.failure.map(|failure| failure.reason.clone()),
-        message: input.failure.map(|failure| failure.message.clone()),
+        reason: input.failure.map(|failure| failure.reason.clone()).or(old.reason.filter(|_| ended)),
+        message: input.failure.map(|failure| failure.message.clone()).or(old.message.filter(|_| ended)),
         host_ip: Some(host.clone()),
         host_ips: Some(vec![core::HostIP { ip: host }]),
         pod_ip: ips.first().map(ToString::to_string),
@@ -95,7 +100,10 @@ fn container_status(input: &Input<'_>, role: Role, spec: &core::Container) -> co
     let told = reported(input.pod, &spec.name);
     let newest = input.observed.newest(&spec.name);
     let Some(container) = newest else { return unseen(input, spec, told) };
-    let waiting = input.memory.waiting.get(&spec.name).filter(|_| container.has_exited());
+    // What will not be started again is over, whatever was wrong with it.
+    let comes_back =
+        input.goal == Goal::Run && container.has_exited() && plan::restarts(input.pod, role, spec, container);
+    let waiting = input.memory.waiting.get(&spec.name).filter(|_| comes_back);
     let (state, last) = match waiting {
         Some(waiting) => (waiting_state(waiting), Some(terminated_state(container))),
         None => (state(container), input.observed.previous(&spec.name).map(terminated_state)),
