@@ -239,7 +239,9 @@ fn phase(input: &Input<'_>, init: &[core::ContainerStatus], apps: &[core::Contai
     };
     let is_terminated =
         |status: &core::ContainerStatus| status.state.as_ref().is_some_and(|state| state.terminated.is_some());
-    let stays_down = plan::has_ended(input.pod, input.observed) || input.goal != Goal::Run;
+    let sidecar_runs = init.iter().any(|status| is_sidecar(input.pod, &status.name) && is_running(status));
+    let ended = plan::has_ended(input.pod, input.observed) || input.goal != Goal::Run;
+    let stays_down = ended && !sidecar_runs;
     let init_failed = init
         .iter()
         .any(|status| is_terminated(status) && exit(status) != Some(0) && !is_sidecar(input.pod, &status.name));
@@ -255,6 +257,10 @@ fn phase(input: &Input<'_>, init: &[core::ContainerStatus], apps: &[core::Contai
     };
     let initialized = initialized(input, init).is_empty();
     if initialized && !apps.is_empty() && apps.iter().all(begun) { "Running" } else { "Pending" }
+}
+
+fn is_running(status: &core::ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
 fn is_sidecar(pod: &core::Pod, name: &str) -> bool {

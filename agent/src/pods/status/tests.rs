@@ -121,3 +121,16 @@ fn an_adopted_container_is_what_the_api_was_told_until_its_probe_speaks() {
     assert!(initial_health(&pod, &spec, "c0").ready);
     assert!(!initial_health(&pod, &spec, "c1").ready, "another incarnation starts anew");
 }
+
+#[test]
+fn a_pod_whose_sidecar_still_runs_has_not_ended_yet() {
+    let pod = pod(json!({"restartPolicy": "Never", "containers": [{"name": "web"}],
+        "initContainers": [{"name": "side", "restartPolicy": "Always"}]}));
+    let phase = |side| {
+        let side = Container { id: "c1".into(), name: "side".into(), ..container(side, 0) };
+        let observed = observed(vec![container(State::Exited, 0), side]);
+        status(&pod, Goal::Run, &observed, &Memory::default()).phase
+    };
+    assert_eq!(phase(State::Running).as_deref(), Some("Running"));
+    assert_eq!(phase(State::Exited).as_deref(), Some("Succeeded"));
+}
