@@ -175,8 +175,11 @@ fn client_ca(app: &App) -> Value {
     })
 }
 
-/// The endpoints of the `kubernetes` Service: this server.
+/// The endpoints of the `kubernetes` Service: this server, unless only its own machine could reach it.
 async fn publish(app: &App, port: u16) -> Outcome<()> {
+    if app.config.advertise.is_loopback() {
+        return Ok(());
+    }
     let address = app.config.advertise.to_string();
     let endpoints = json!({
         "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},

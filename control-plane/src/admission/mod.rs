@@ -24,18 +24,21 @@ pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, ob
     Ok(())
 }
 
-pub async fn update(
-    _app: &App,
+pub fn update(
     user: &User,
     resource: &Resource,
-    _subresource: &str,
+    subresource: &str,
     object: &mut Value,
     old: &Value,
 ) -> Outcome<()> {
-    node::restrict(user, resource, Some(object), Some(old))
+    node::restrict(user, resource, Some(object), Some(old))?;
+    if resource.group.is_empty() && resource.plural == "pods" && subresource.is_empty() {
+        pod_defaults::update(object, old);
+    }
+    Ok(())
 }
 
-pub async fn delete(_app: &App, user: &User, resource: &Resource, old: &Value) -> Outcome<()> {
+pub fn delete(user: &User, resource: &Resource, old: &Value) -> Outcome<()> {
     namespace_lifecycle::delete(resource, old)?;
     node::restrict(user, resource, None, Some(old))
 }

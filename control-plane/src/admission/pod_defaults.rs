@@ -18,6 +18,18 @@ pub fn create(pod: &mut Value) -> Outcome<()> {
     prioritize(pod)
 }
 
+/// A pod keeps its priority, and its tolerations when the writer left them out.
+pub fn update(pod: &mut Value, old: &Value) {
+    tolerate(pod);
+    for key in ["priority", "preemptionPolicy"] {
+        if pod["spec"].get(key).is_none()
+            && let Some(value) = old["spec"].get(key)
+        {
+            pod["spec"][key] = value.clone();
+        }
+    }
+}
+
 fn tolerate(pod: &mut Value) {
     let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
     for key in [NOT_READY, UNREACHABLE] {

@@ -51,7 +51,8 @@ fn mount(pod: &mut Value) {
     let volume = format!("kube-api-access-{}", String::from_iter(suffix()));
     let mut used = false;
     for key in ["initContainers", "containers", "ephemeralContainers"] {
-        for container in pod["spec"][key].as_array_mut().into_iter().flatten() {
+        let containers = pod["spec"].get_mut(key).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let mounts = &container["volumeMounts"];
             let taken = mounts.as_array().into_iter().flatten().any(|m| text(m, &["mountPath"]) == MOUNT);
             if !taken {

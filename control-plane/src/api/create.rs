@@ -13,6 +13,7 @@ use super::{
     media::{self, Format},
     namespace,
     object::{Item, Shared, remove_meta, set_meta, text},
+    protobuf,
     query::{FieldValidation, WriteOptions},
     registry::{Base, Kind, Written},
     respond,
@@ -57,6 +58,10 @@ pub fn decode(
     let decoded = match format {
         Format::Json => leme_schema::decode_json(definition, body),
         Format::Yaml => leme_schema::decode_yaml(definition, body),
+        Format::Protobuf => {
+            let value = protobuf::decode(definition, body).map_err(|error| Failure::bad_request(error.to_string()))?;
+            leme_schema::conform(definition, value)
+        }
     };
     finish(definition, decoded, options)
 }

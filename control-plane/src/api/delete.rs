@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 
 use super::{
     App, Call,
-    create::{Writer, timestamp},
+    create::{Writer, definition, timestamp},
     list::at_least,
     media, namespace,
     object::{Item, Shared, finalizers, set_meta, text},
+    protobuf,
     query::{DeleteOptions, FieldValidation, Propagation, Query, WriteOptions},
     registry::{Base, Kind, Written},
     respond::{self, ListMeta},
@@ -22,6 +23,7 @@ use super::{
 };
 use crate::{admission, resources::Resource};
 
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 /// Kinds whose deletion answers with the object and not with a status.
@@ -66,6 +68,7 @@ pub async fn read_options(call: &mut Call) -> Outcome<DeleteOptions> {
     let parsed = match format? {
         media::Format::Json => serde_json::from_slice(&body).map_err(|e| e.to_string()),
         media::Format::Yaml => serde_norway::from_slice(&body).map_err(|e| e.to_string()),
+        media::Format::Protobuf => protobuf::decode(definition(DELETE_OPTIONS)?, &body).map_err(|e| e.to_string()),
     };
     DeleteOptions::parse(&call.query, &parsed.map_err(Failure::bad_request)?)
 }
@@ -93,7 +96,7 @@ impl Writer<'_> {
             let item = item.ok_or_else(|| Failure::not_found(self.resource(), name))?;
             let base = item.value();
             self.check_preconditions(name, &base, options)?;
-            admission::delete(self.app, self.user, self.resource(), &base).await?;
+            admission::delete(self.user, self.resource(), &base)?;
             let (object, gone) = self.mark(&base, options);
             if self.options.dry_run {
                 return Ok((Arc::new(Item::unsaved(self.resource(), &object)), gone));

@@ -4,11 +4,12 @@ use http::{HeaderMap, header};
 
 use super::status::{Failure, Outcome};
 
-/// How an answer is written.
+/// How a body is written. Answers are never protobuf: who offers it offers JSON, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// What an answer shows of its objects.
@@ -28,13 +29,6 @@ pub struct Accept {
 
 impl Accept {
     pub const JSON: Self = Self { format: Format::Json, view: View::Object };
-
-    pub fn content_type(&self) -> &'static str {
-        match self.format {
-            Format::Json => "application/json",
-            Format::Yaml => "application/yaml",
-        }
-    }
 }
 
 const OFFERED: &[&str] = &["application/json", "application/yaml"];
@@ -88,6 +82,7 @@ pub fn body_format(headers: &HeaderMap) -> Outcome<Format> {
     match content_type(headers) {
         "application/json" | "" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Format::Protobuf),
         _ => Err(Failure::unsupported_media_type(ACCEPTED)),
     }
 }

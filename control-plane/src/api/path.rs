@@ -20,16 +20,6 @@ pub struct Target {
     pub rest: String,
 }
 
-impl Target {
-    /// `pods/log`
-    pub fn qualified(&self) -> String {
-        match self.subresource.as_str() {
-            "" => self.plural.clone(),
-            subresource => format!("{}/{subresource}", self.plural),
-        }
-    }
-}
-
 /// Reads `/api/v1/…` and `/apis/<group>/<version>/…`; `None` for every other path, discovery included.
 pub fn parse(method: &Method, path: &str, watch: bool) -> Option<Target> {
     let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();

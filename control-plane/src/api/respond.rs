@@ -153,7 +153,7 @@ pub fn value(accept: Accept, code: StatusCode, value: &Value) -> Response<Body> 
 /// JSON bytes in the asked format.
 pub fn bytes(accept: Accept, code: StatusCode, json: Bytes) -> Response<Body> {
     match accept.format {
-        Format::Json => with_type(Body::from(json), code, "application/json"),
+        Format::Json | Format::Protobuf => with_type(Body::from(json), code, "application/json"),
         Format::Yaml => match yaml(&json) {
             Ok(text) => with_type(Body::from(text), code, "application/yaml"),
             Err(failure) => failure.respond(),

@@ -154,8 +154,12 @@ impl Writer<'_> {
     ) -> Outcome<()> {
         let resource = self.resource();
         keep(object, base);
-        admission::update(self.app, self.user, resource, subresource, object, base).await?;
+        admission::update(self.user, resource, subresource, object, base)?;
         escalation::check(self.app, self.user, resource, object, Some(base)).await?;
+        if subresource == "binding" {
+            // A binding is not an update by the user: it changes what an update may not.
+            return Ok(());
+        }
         let context = self.context(subresource);
         resource.strategy.prepare_update(&context, object, base);
         let mut errors = resources::validate_update(&context, object, base);
