@@ -3,7 +3,7 @@
 use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
-    nat::{Source, establish, establish_service, follow_service},
+    nat::{Source, establish, establish_service, follow_service, keep_apart},
     service::{Resolved, resolve},
 };
 use leme_abi::{DropReason, Scope};
@@ -22,7 +22,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
     if let Some(endpoint) = tables.endpoint(&work.packet.dst) {
         work.endpoint = *endpoint;
-        return Next::Pod;
+        return keep_apart(tables, work, Next::Pod);
     }
     if matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
         match resolve(tables, &work.packet.tuple, Scope::Cluster, tables.random_slot(), &mut work.target) {
@@ -33,7 +33,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
     match locate(tables, work, work.packet.dst) {
         Next::Outside => masquerade(tables, work),
-        next => next,
+        next => keep_apart(tables, work, next),
     }
 }
 
@@ -44,7 +44,7 @@ fn to_backend(tables: &impl Tables, work: &mut Work) -> Next {
         // A pod never sees a packet from itself: its answer would not come back.
         Next::Pod if work.target.backend.addr == work.packet.src => Source::Replace(tables.router()),
         Next::Outside => Source::Replace(tables.node()),
-        _ => Source::Keep(tables.router()),
+        _ => Source::Replace(work.packet.src),
     };
     let result = establish_service(tables, work, source);
     work.unless(result, next)

@@ -3,7 +3,7 @@
 //! See `leme_abi::Tuple` for the two entries of a connection. The reverse one is claimed first, so two connections
 //! never share the tuple their answers come back with: a clash means another source port, a bounded number of times.
 
-use crate::{Kind, Packet, Tables, Target, Work, tables::Connections};
+use crate::{Kind, Next, Packet, Tables, Target, Work, tables::Connections};
 use leme_abi::{Addr, Conntrack, ConntrackState, DropReason, Leg, Port, Protocol, Translation, Tuple};
 
 /// Attempts to find a free source port before the connection is refused.
@@ -52,6 +52,31 @@ pub fn follow_service(tables: &impl Tables, work: &mut Work) -> bool {
         }
     }
     follow(tables, work)
+}
+
+/// A connection that needs no translation may, if its source port is one of those for translations, have the very tuple
+/// that a translated one has behind its translation, and would get its answers translated. If that one is over it is
+/// forgotten; otherwise the new one takes another source.
+#[inline(always)]
+pub fn keep_apart(tables: &impl Tables, work: &mut Work, next: Next) -> Next {
+    let (min, max) = tables.ports();
+    let port = work.packet.tuple.sport.number();
+    if port < min || port > max || !(work.packet.opens() || matches!(work.packet.kind, Kind::Udp)) {
+        return next;
+    }
+    work.reverse = work.packet.tuple.inverse();
+    let Some(found) = tables.translation(&work.reverse) else { return next };
+    work.original = found.to.inverse();
+    let mut live = false;
+    tables.track(&work.original, |connection| live = connection.state < ConntrackState::Closing as u8);
+    if live {
+        let target = (work.packet.tuple.dst, work.packet.tuple.dport);
+        let result = establish(tables, work, target, Source::Keep(tables.router()), (0, 0));
+        return work.unless(result, next);
+    }
+    tables.forget_translation(&work.reverse);
+    tables.forget_translation(&work.original);
+    next
 }
 
 /// Removes both entries of the connection that the packet's tuple opened.
@@ -108,9 +133,10 @@ fn lifetime(proto: u8, state: u8) -> u64 {
 /// Where a new connection's source comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The packet's own; on a clash another port of this address.
+    /// The packet's own; on a clash another port of this address. Only where its answers cannot be those of a
+    /// connection that is not translated, which nobody remembers.
     Keep(Addr),
-    /// A port of this address.
+    /// A port of this address, from those for translations: the packet's own address keeps its identity.
     Replace(Addr),
 }
 

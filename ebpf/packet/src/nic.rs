@@ -3,7 +3,7 @@
 use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
-    nat::{Source, establish_service, follow_service},
+    nat::{Source, establish_service, follow_service, keep_apart},
     service::{Resolved, resolve},
 };
 use leme_abi::{Protocol, Scope};
@@ -39,13 +39,13 @@ pub fn nic_egress(tables: &impl Tables, work: &mut Work) -> Next {
         return if work.to.dst == work.packet.dst { Next::Pass } else { turn(locate(tables, work, work.to.dst)) };
     }
     if tables.node_address(&work.packet.dst) != 0 {
-        return Next::Pass;
+        return keep_apart(tables, work, Next::Pass);
     }
-    let frontend = work.packet.dst;
+    let (own, frontend) = (work.packet.src, work.packet.dst);
     let next = serve(tables, work, Scope::Cluster, |next| match next {
         Next::Overlay => Source::Replace(tables.router()),
         Next::Pass => Source::Replace(frontend),
-        _ => Source::Keep(tables.node()),
+        _ => Source::Replace(own),
     });
     if work.rewrite { turn(next) } else { next }
 }
