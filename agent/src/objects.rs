@@ -65,7 +65,7 @@ impl<T: Clone + serde::de::DeserializeOwned + std::fmt::Debug> Kind<T> {
                 Ok(object)
             }
             // What was true the last time is better than nothing while nobody answers.
-            Err(error) if !matches!(error, kube::Error::Api(_)) => self.recall(&key, None).map_or(Err(error), Ok),
+            Err(error) if !matches!(error, kube::Error::Api(_)) => self.recall(&key, None).ok_or(error),
             Err(error) => Err(error),
         }
     }

@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::observed::{Observed, observe};
+use super::observed::{Container, Observed, observe};
 use super::plan::{self, Action, Goal, Memory, Role, Waiting, Work, containers, plan};
 use super::sandbox::{is_host_network, name, namespace, uid};
 use super::status::{self, Failure};
@@ -317,10 +317,8 @@ impl Actor {
     fn begin(&mut self, action: Action, now: Timestamp) {
         let work = action.work();
         match &action {
-            Action::Start { container, .. } => {
-                if self.observed.newest(container).is_some_and(|last| last.has_exited()) {
-                    self.memory.crashes.entry(container.clone()).or_default().advance(now);
-                }
+            Action::Start { container, .. } if self.observed.newest(container).is_some_and(Container::has_exited) => {
+                self.memory.crashes.entry(container.clone()).or_default().advance(now);
             }
             Action::Stop { container, why, .. } => self.tell_why(container, why),
             _ => {}

@@ -93,7 +93,8 @@ fn roots() -> Vec<PathBuf> {
 
 /// Removes the cgroup and what is left below it, everywhere; false while processes live in it.
 pub fn remove(cgroup: &str) -> bool {
-    roots().iter().map(|root| remove_tree(&join(root, cgroup))).fold(true, |all, gone| all && gone)
+    // All are tried, whatever the first says.
+    roots().iter().filter(|root| !remove_tree(&join(root, cgroup))).count() == 0
 }
 
 fn remove_tree(path: &Path) -> bool {
@@ -110,7 +111,7 @@ fn remove_tree(path: &Path) -> bool {
 /// Whatever class of service the pod was put into.
 pub fn remove_pod(cgroup_root: &str, uid: &str) -> bool {
     let own = pods(cgroup_root).into_iter().filter(|(other, _)| other == uid);
-    own.map(|(_, cgroup)| remove(&cgroup)).fold(true, |all, gone| all && gone)
+    own.filter(|(_, cgroup)| !remove(cgroup)).count() == 0
 }
 
 /// The pods that have a cgroup, by uid, with the path of each.

@@ -18,12 +18,14 @@ use crate::events::{Kind, Recorder};
 use crate::objects::Objects;
 use crate::runtime::Cri;
 
+type Key = (String, String);
+
 pub struct Images {
     cri: Cri,
     events: Recorder,
     objects: Objects,
     /// By pod and image, with the error that began the wait.
-    failures: Mutex<HashMap<(String, String), (Backoff, Timestamp, String)>>,
+    failures: Mutex<HashMap<Key, (Backoff, Timestamp, String)>>,
 }
 
 /// Upstream's reasons, which people and dashboards match.
@@ -118,13 +120,13 @@ impl Images {
         }
     }
 
-    fn held_back(&self, key: &(String, String)) -> Option<(Timestamp, String)> {
+    fn held_back(&self, key: &Key) -> Option<(Timestamp, String)> {
         let failures = self.failures.lock().expect("no holder panics");
         let (backoff, failed, cause) = failures.get(key)?;
         Some((backoff.until(*failed, Timestamp::now())?, cause.clone()))
     }
 
-    fn failed(&self, key: (String, String), cause: String) {
+    fn failed(&self, key: Key, cause: String) {
         let now = Timestamp::now();
         let mut failures = self.failures.lock().expect("no holder panics");
         let entry = failures.entry(key).or_insert_with(|| (Backoff::default(), now, String::new()));

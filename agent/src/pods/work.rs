@@ -200,12 +200,10 @@ async fn stop(request: &Request, name: &str, id: &str, grace: Duration) -> Outco
     let found = containers(pod).find(|(_, spec)| spec.name == name);
     let hook = found.and_then(|(_, spec)| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
     if let Some((spec, hook)) = hook.filter(|_| !grace.is_zero()) {
-        match timeout(grace, hooks::run(&context.cri, hook, spec, id, address(request))).await {
-            Ok(Err(error)) => {
-                let message = format!("PreStopHook failed: {error}");
-                context.events.container(pod, name, Kind::Warning, "FailedPreStopHook", message);
-            }
-            Ok(Ok(())) | Err(_) => {}
+        let outcome = timeout(grace, hooks::run(&context.cri, hook, spec, id, address(request))).await;
+        if let Ok(Err(error)) = outcome {
+            let message = format!("PreStopHook failed: {error}");
+            context.events.container(pod, name, Kind::Warning, "FailedPreStopHook", message);
         }
     }
     let left = grace.saturating_sub(begun.elapsed());
