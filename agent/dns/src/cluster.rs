@@ -49,7 +49,9 @@ pub async fn follow(client: Client, zone: Arc<RwLock<Zone>>, metrics: Arc<Metric
                 continue;
             }
         };
-        if std::mem::take(&mut broken) {
+        // Each attempt begins with Init, before it has reached anybody.
+        let begins = matches!(seen, Seen::Service(Event::Init) | Seen::Slice(Event::Init));
+        if !begins && std::mem::take(&mut broken) {
             info!("the watch works again");
         }
         let mut zone = zone.write().unwrap_or_else(PoisonError::into_inner);

@@ -256,6 +256,8 @@ fn quiet<K: Resource<DynamicType: Default>>(
         match &event {
             Err(error) if !broken => warn!(%kind, %error, "the watch is broken; trying again"),
             Err(error) => debug!(%kind, %error, "the watch is still broken"),
+            // Each attempt begins with this, before it has reached anybody.
+            Ok(Event::Init) => return std::future::ready(event.ok()),
             Ok(_) if broken => info!(%kind, "the watch works again"),
             Ok(_) => {}
         }
