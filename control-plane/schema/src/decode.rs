@@ -27,6 +27,12 @@ pub enum DecodeError {
         "the object provided is unrecognized (must be of type {wanted}): couldn't get version/kind; json parse error: {cause} ({snippet})"
     )]
     Unrecognized { wanted: &'static str, cause: String, snippet: String },
+    #[error("the object provided is unrecognized (must be of type {wanted}): {cause} ({snippet})")]
+    NotProtobuf { wanted: &'static str, cause: String, snippet: String },
+    #[error(
+        "no kind \"{kind}\" is registered for version \"{api_version}\" in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\""
+    )]
+    Unregistered { kind: String, api_version: String },
     #[error("{kind} in version \"{version}\" cannot be handled as a {wanted}: {cause}")]
     Unfit { kind: String, version: String, wanted: &'static str, cause: String },
     #[error("the API version in the data ({found}) does not match the expected API version ({wanted})")]
@@ -77,36 +83,40 @@ pub fn decode_applied(definition: &Definition, body: &[u8]) -> Result<Decoded, D
 
 /// The message for a body whose problems are errors (`fieldValidation=Strict`).
 pub fn strict_error(definition: &Definition, problems: &[String]) -> DecodeError {
-    DecodeError::Unfit {
-        kind: definition.kind().to_owned(),
-        version: definition.version().to_owned(),
-        wanted: definition.kind(),
-        cause: format!("strict decoding error: {}", problems.join(", ")),
-    }
+    unfit(definition, format!("strict decoding error: {}", problems.join(", ")))
 }
 
 fn unrecognized(definition: &Definition, cause: String, body: &[u8]) -> DecodeError {
     DecodeError::Unrecognized { wanted: definition.kind(), cause, snippet: go_json::summary(body) }
 }
 
-fn finish(definition: &Definition, value: Value, state: State) -> Result<Decoded, DecodeError> {
-    let versioned = definition.field("apiVersion").is_some() && definition.field("kind").is_some();
-    if versioned && !definition.is_meta() {
-        expect_kind(definition, &value)?;
+pub(crate) fn not_protobuf(wanted: &'static str, cause: String, body: &[u8]) -> DecodeError {
+    DecodeError::NotProtobuf { wanted, cause, snippet: go_json::summary(body) }
+}
+
+pub(crate) fn unfit(definition: &Definition, cause: String) -> DecodeError {
+    DecodeError::Unfit {
+        kind: definition.kind().to_owned(),
+        version: definition.version().to_owned(),
+        wanted: definition.kind(),
+        cause,
     }
+}
+
+fn finish(definition: &Definition, value: Value, state: State) -> Result<Decoded, DecodeError> {
+    expect_kind(definition, &value)?;
     match state.error {
         None => Ok(Decoded { value, problems: state.problems }),
-        Some(cause) => Err(DecodeError::Unfit {
-            kind: definition.kind().to_owned(),
-            version: definition.version().to_owned(),
-            wanted: definition.kind(),
-            cause,
-        }),
+        Some(cause) => Err(unfit(definition, cause)),
     }
 }
 
 /// A body may leave out its kind and version: the path tells them.
-fn expect_kind(definition: &Definition, value: &Value) -> Result<(), DecodeError> {
+pub(crate) fn expect_kind(definition: &Definition, value: &Value) -> Result<(), DecodeError> {
+    let versioned = definition.field("apiVersion").is_some() && definition.field("kind").is_some();
+    if !versioned || definition.is_meta() {
+        return Ok(());
+    }
     let text = |key: &str| value.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let wanted_version = definition.api_version();
     let api_version = text("apiVersion").unwrap_or(&wanted_version);

@@ -54,6 +54,8 @@ pub struct Field {
     pub pointer: bool,
     pub empty: Empty,
     pub merge: Merge,
+    /// The field's number in the protobuf message, after those of the messages that JSON flattens into this type.
+    pub(crate) number: Box<[u32]>,
     /// The Go name of a list or map type, `v1.ResourceList`.
     alias: Option<&'static str>,
 }
@@ -224,6 +226,11 @@ impl Definition {
 }
 
 impl Field {
+    /// A repeated field of the protobuf message; `meta.v1.Verbs` alone is a message of items.
+    pub(crate) fn is_repeated(&self) -> bool {
+        matches!(self.shape, Shape::List(_)) && self.alias != Some("v1.Verbs")
+    }
+
     /// The type's name in Go's words: `[]v1.Container`, `map[string]string`.
     pub fn go_type(&self) -> String {
         self.alias.map_or_else(|| self.shape.go_type(), str::to_owned)
@@ -240,7 +247,17 @@ impl Field {
         };
         let (written, pointer) = written.strip_prefix('*').map_or((written, false), |rest| (rest, true));
         let (written, alias) = written.split_once('=').map_or((written, None), |(shape, alias)| (shape, Some(alias)));
-        Self { name, shape: Shape::parse(written), pointer, empty, merge: Merge::parse(words), alias }
+        let (numbers, words): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with('#'));
+        let number = numbers.first().map_or_else(Box::default, |written| parse_number(written));
+        Self {
+            name,
+            shape: Shape::parse(written),
+            pointer,
+            empty,
+            merge: Merge::parse(words.into_iter()),
+            number,
+            alias,
+        }
     }
 }
 
@@ -348,6 +365,12 @@ impl Registry {
         self.slots.push(Slot { short, text, definition: OnceLock::new() });
         self.names.insert(short, id);
     }
+}
+
+/// `#2.1`
+fn parse_number(written: &str) -> Box<[u32]> {
+    let parts = written.trim_start_matches('#').split('.');
+    parts.map(|part| part.parse().expect("a field's number in fields.txt is a number")).collect()
 }
 
 /// Where the next block starts: after the first line break that is not followed by a field's indentation.

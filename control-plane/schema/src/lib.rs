@@ -11,9 +11,11 @@ pub mod discovery;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod selectors;
 
 pub use decode::{DecodeError, Decoded, conform, decode_applied, decode_json, decode_yaml};
 pub use defaults::set_defaults;
 pub use definition::{Definition, Field, ListType, Merge, Shape, definition, definition_of};
+pub use protobuf::decode_protobuf;
