@@ -42,7 +42,10 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
     ensure(app, "services", "default", kubernetes_service(&app.config, port)).await?;
     ensure(app, "services", "kube-system", dns_service(&app.config)).await?;
     for object in resources::bootstrap_rbac() {
-        let kind = app.registry.kinds().iter().find(|k| k.resource.kind == text(&object, &["kind"]) && k.resource.group == "rbac.authorization.k8s.io");
+        let kind =
+            app.registry.kinds().iter().find(|k| {
+                k.resource.kind == text(&object, &["kind"]) && k.resource.group == "rbac.authorization.k8s.io"
+            });
         let kind = kind.ok_or_else(|| Failure::internal("the bootstrap roles are of no served kind"))?.clone();
         let scope = text(&object, &["metadata", "namespace"]).to_owned();
         ensure_in(app, &kind, &scope, object).await?;
@@ -87,8 +90,12 @@ fn system() -> User {
     User::authenticated("system:apiserver", [MASTERS.to_owned()])
 }
 
-const QUIET: fn() -> WriteOptions =
-    || WriteOptions { dry_run: false, validation: FieldValidation::Ignore, manager: "kube-apiserver".into(), force: None };
+const QUIET: fn() -> WriteOptions = || WriteOptions {
+    dry_run: false,
+    validation: FieldValidation::Ignore,
+    manager: "kube-apiserver".into(),
+    force: None,
+};
 
 /// Creates an object unless it exists.
 async fn ensure(app: &App, plural: &str, scope: &str, object: Value) -> Outcome<()> {

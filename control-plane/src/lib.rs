@@ -163,7 +163,11 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
 fn write_admin_kubeconfig(config: &Config, pki: &pki::Pki, port: u16) -> Result<()> {
     let identity = pki.cluster.issue_client("kubernetes-admin", Some(auth::MASTERS))?;
     let server = format!("https://{}", SocketAddr::new(config.advertise, port));
-    let names = pki::KubeconfigNames { cluster: "kubernetes", user: "kubernetes-admin", context: "kubernetes-admin@kubernetes" };
+    let names = pki::KubeconfigNames {
+        cluster: "kubernetes",
+        user: "kubernetes-admin",
+        context: "kubernetes-admin@kubernetes",
+    };
     let text = pki::kubeconfig(&server, &pki.cluster.certificate, &identity, &names);
     pki::write_private(&config.data_dir.join("admin.kubeconfig"), &text)
 }

@@ -105,14 +105,7 @@ impl Pki {
             write_identity(directory, "apiserver-kubelet-client", &kubelet_client)?;
         }
         let service_account_key = service_account_key(directory)?;
-        Ok(Self {
-            directory: directory.to_owned(),
-            cluster,
-            front_proxy,
-            serving,
-            kubelet_client,
-            service_account_key,
-        })
+        Ok(Self { directory: directory.to_owned(), cluster, front_proxy, serving, kubelet_client, service_account_key })
     }
 }
 
@@ -200,8 +193,7 @@ fn authority(common_name: &str) -> Result<Identity> {
     let mut params = validity(CertificateParams::default(), AUTHORITY_DAYS)?;
     params.distinguished_name = subject(common_name, None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate()?;
     Ok(Identity { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
 }

@@ -24,13 +24,7 @@ pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, ob
     Ok(())
 }
 
-pub fn update(
-    user: &User,
-    resource: &Resource,
-    subresource: &str,
-    object: &mut Value,
-    old: &Value,
-) -> Outcome<()> {
+pub fn update(user: &User, resource: &Resource, subresource: &str, object: &mut Value, old: &Value) -> Outcome<()> {
     node::restrict(user, resource, Some(object), Some(old))?;
     if resource.group.is_empty() && resource.plural == "pods" && subresource.is_empty() {
         pod_defaults::update(object, old);

@@ -31,7 +31,8 @@ pub async fn create(app: &App, resource: &Resource, scope: &str, object: &Value)
     let mut failure = Failure::forbidden(resource.group, resource.plural, name, why);
     if let Some(details) = &mut failure.details {
         let message = format!("namespace {scope} is being terminated");
-        details["causes"] = json!([{"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
+        details["causes"] =
+            json!([{"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
     }
     Err(failure)
 }

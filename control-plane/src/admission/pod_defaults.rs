@@ -58,7 +58,8 @@ fn prioritize(pod: &mut Value) -> Outcome<()> {
     };
     let said = pod["spec"]["priority"].as_i64();
     if said.is_some_and(|said| said != priority) {
-        let why = "the integer value of priority must not be provided in pod spec; priority admission controller computed ";
+        let why =
+            "the integer value of priority must not be provided in pod spec; priority admission controller computed ";
         let why = format!("{why}{priority} from the given PriorityClass name");
         return Err(Failure::forbidden("", "pods", text(pod, &["metadata", "name"]), why));
     }
@@ -75,7 +76,8 @@ mod tests {
 
     #[test]
     fn own_tolerations_are_kept_and_missing_ones_added() {
-        let mut pod = json!({"spec": {"tolerations": [{"key": NOT_READY, "operator": "Exists", "effect": "NoExecute"}]}});
+        let mut pod =
+            json!({"spec": {"tolerations": [{"key": NOT_READY, "operator": "Exists", "effect": "NoExecute"}]}});
         create(&mut pod).unwrap();
         let keys: Vec<_> = pod["spec"]["tolerations"].as_array().unwrap().iter().map(|t| text(t, &["key"])).collect();
         assert_eq!(keys, [NOT_READY, UNREACHABLE]);

@@ -42,7 +42,11 @@ pub async fn create(app: &App, mut call: Call, kind: &Kind) -> Outcome<Response<
 }
 
 /// The body as an object of the kind with its defaults, and the warnings that its fields deserve.
-pub async fn decode_body(call: &mut Call, resource: &Resource, options: &WriteOptions) -> Outcome<(Value, Vec<String>)> {
+pub async fn decode_body(
+    call: &mut Call,
+    resource: &Resource,
+    options: &WriteOptions,
+) -> Outcome<(Value, Vec<String>)> {
     let format = media::body_format(call.headers())?;
     let body = call.body().await?;
     decode(definition(resource.schema)?, format, &body, options)
@@ -125,7 +129,8 @@ impl Writer<'_> {
                 let context = self.context("");
                 let allocated =
                     self.resource().strategy.allocate(&context, &*self.app.registry, Some(&mut candidate), None).await;
-                allocated.map_err(|errors| Failure::invalid(self.resource().group, self.resource().kind, &name, &errors))?
+                allocated
+                    .map_err(|errors| Failure::invalid(self.resource().group, self.resource().kind, &name, &errors))?
             };
             if self.options.dry_run {
                 if self.kind.get(scope, &name).await?.is_some() {
@@ -139,7 +144,9 @@ impl Writer<'_> {
                 Written::CompanionTaken if attempt < ATTEMPTS => {}
                 Written::Raced => return Err(Failure::already_exists(self.resource(), &name)),
                 Written::CompanionTaken => {
-                    return Err(Failure::internal("what the object needs from a shared range was taken again and again"));
+                    return Err(Failure::internal(
+                        "what the object needs from a shared range was taken again and again",
+                    ));
                 }
             }
         }

@@ -110,9 +110,10 @@ pub fn answer(app: &App, parts: &Parts, query: &Query) -> Outcome<Response<Body>
 }
 
 fn paths(rows: &[Row<'_>]) -> Vec<String> {
-    let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-        .map(Into::into)
-        .into();
+    let mut paths: Vec<String> =
+        ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(Into::into)
+            .into();
     for row in rows {
         paths.push(format!("/{}", openapi::document_path(row.group, row.version)));
         if !row.group.is_empty() {
@@ -143,7 +144,8 @@ fn aggregated(parts: &Parts, rows: &[Row<'_>], core: bool) -> Response<Body> {
 
 fn v2(app: &App, parts: &Parts) -> Outcome<Response<Body>> {
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let json = accept.is_empty() || accept.split(',').any(|o| matches!(o.split(';').next().map(str::trim), Some("application/json" | "*/*")));
+    let json = accept.is_empty()
+        || accept.split(',').any(|o| matches!(o.split(';').next().map(str::trim), Some("application/json" | "*/*")));
     if !json {
         return Err(Failure::not_acceptable(media::offered()));
     }

@@ -29,8 +29,9 @@ pub fn answer(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
 
 /// Name and state of each check.
 fn checks(app: &App, group: &str) -> Vec<(&'static str, bool)> {
-    let mut checks = vec![("ping", true), ("log", true), ("etcd", true), ("informer-sync", app.is_ready())];
+    let mut checks = vec![("ping", true), ("log", true), ("etcd", true)];
     if group == "readyz" {
+        checks.push(("informer-sync", app.is_ready()));
         checks.push(("poststarthook/rbac/bootstrap-roles", app.is_ready()));
     }
     checks

@@ -93,9 +93,9 @@ fn mode(call: &Call) -> Outcome<Mode> {
             "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
         )),
         ("Exact", Some(r)) => Ok(Mode::Exact(r)),
-        (_, None) => {
-            Err(forbid("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"))
-        }
+        (_, None) => Err(forbid(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        )),
         (other, _) => Err(forbid(&format!(
             "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
         ))),
@@ -103,7 +103,13 @@ fn mode(call: &Call) -> Outcome<Mode> {
 }
 
 /// From the cache: items share their bytes with it.
-fn present(call: &Call, kind: &Kind, selection: &Selection, limit: usize, view: Snapshot<Item>) -> (Vec<Shared>, ListMeta) {
+fn present(
+    call: &Call,
+    kind: &Kind,
+    selection: &Selection,
+    limit: usize,
+    view: Snapshot<Item>,
+) -> (Vec<Shared>, ListMeta) {
     let prefix = kind.prefix(namespace(kind.resource, &call.target));
     let start: Key = prefix.as_str().into();
     let mut items = Vec::new();

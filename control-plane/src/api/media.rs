@@ -16,9 +16,13 @@ pub enum Format {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     Object,
-    Table { v1: bool },
+    Table {
+        v1: bool,
+    },
     /// `PartialObjectMetadata` or its list.
-    Metadata { v1: bool },
+    Metadata {
+        v1: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -100,12 +100,21 @@ impl Metrics {
     pub fn observe(&self, mut labels: RequestLabels, code: StatusCode, took: Duration) {
         // Paths that nothing serves would let anybody fill the memory with labels.
         if code == StatusCode::NOT_FOUND {
-            labels = RequestLabels { resource: String::new(), subresource: String::new(), group: String::new(), version: String::new(), ..labels };
+            labels = RequestLabels {
+                resource: String::new(),
+                subresource: String::new(),
+                group: String::new(),
+                version: String::new(),
+                ..labels
+            };
         }
         labels.code = code.as_str().to_owned();
         if labels.verb != "WATCH" {
-            let verb =
-                VerbLabels { verb: labels.verb.clone(), group: labels.group.clone(), resource: labels.resource.clone() };
+            let verb = VerbLabels {
+                verb: labels.verb.clone(),
+                group: labels.group.clone(),
+                resource: labels.resource.clone(),
+            };
             self.durations.get_or_create(&verb).observe(took.as_secs_f64());
         }
         self.requests.get_or_create(&labels).inc();

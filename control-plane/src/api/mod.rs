@@ -37,6 +37,7 @@ use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use leme_schema::selectors::FieldSelector;
 use leme_store::Store;
 use tower::{ServiceBuilder, service_fn};
 
@@ -163,14 +164,16 @@ impl App {
         let service = ServiceBuilder::new().map_request(attach).service(self.router());
         kube::Client::new(service, "default")
     }
-
 }
 
 /// Answers one request.
 pub async fn handle(app: Arc<App>, request: Request<Body>) -> Response<Body> {
     let started = Instant::now();
     let query = Query::parse(request.uri().query());
-    let target = path::parse(request.method(), request.uri().path(), query.flag("watch"));
+    let mut target = path::parse(request.method(), request.uri().path(), query.flag("watch"));
+    if let Some(target) = target.as_mut() {
+        name_from_selector(target, &query);
+    }
     let label = metrics::label(request.method(), target.as_ref());
     let response = answer(&app, request, query, target).await.unwrap_or_else(|failure| failure.respond());
     app.metrics.observe(label, response.status(), started.elapsed());
@@ -201,6 +204,17 @@ async fn answer(
     dispatch(app, Call { user, target, query, accept, parts, body: Mutex::new(Some(body)) }).await
 }
 
+/// A list or a watch of one name is authorized as a request for that name.
+fn name_from_selector(target: &mut Target, query: &Query) {
+    let collection = matches!(target.verb, "list" | "watch" | "deletecollection") && target.name.is_empty();
+    if collection
+        && let Ok(selector) = FieldSelector::parse(query.get("fieldSelector"))
+        && let Some(name) = selector.required("metadata.name")
+    {
+        target.name = name.to_owned();
+    }
+}
+
 /// Subresources that answer with something that is no object.
 fn streams(target: &Target) -> bool {
     matches!(target.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
@@ -221,7 +235,8 @@ async fn documents(app: &Arc<App>, user: &User, parts: Parts, query: Query) -> O
 }
 
 async fn dispatch(app: &Arc<App>, call: Call) -> Outcome<Response<Body>> {
-    let resource = resources::by_plural(&call.target.group, &call.target.version, &call.target.plural).ok_or_else(Failure::unknown_path)?;
+    let resource = resources::by_plural(&call.target.group, &call.target.version, &call.target.plural)
+        .ok_or_else(Failure::unknown_path)?;
     if !call.target.subresource.is_empty() {
         return subresource::answer(app, call, resource).await;
     }
@@ -235,7 +250,8 @@ async fn dispatch(app: &Arc<App>, call: Call) -> Outcome<Response<Body>> {
     if resource.storage.is_empty() {
         return crate::auth::reviews::answer(app, call, resource).await;
     }
-    let kind = app.registry.kind(resource.group, resource.version, resource.plural).ok_or_else(Failure::unknown_path)?;
+    let kind =
+        app.registry.kind(resource.group, resource.version, resource.plural).ok_or_else(Failure::unknown_path)?;
     let kind: Arc<Kind> = kind.clone();
     match call.target.verb {
         "get" => list::get(app, &call, &kind).await,
@@ -263,3 +279,6 @@ fn ranges(config: &Config) -> Ranges {
     };
     Ranges { service, node_ports: config.node_ports.0..=config.node_ports.1 }
 }
+
+#[cfg(test)]
+mod tests;

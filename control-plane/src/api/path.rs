@@ -87,10 +87,7 @@ mod tests {
         (t.verb, t.group, t.namespace, t.plural, t.name, t.subresource)
     }
 
-    fn row(
-        verb: &'static str,
-        rest: [&str; 5],
-    ) -> (&'static str, String, String, String, String, String) {
+    fn row(verb: &'static str, rest: [&str; 5]) -> (&'static str, String, String, String, String, String) {
         let [group, namespace, plural, name, subresource] = rest.map(str::to_owned);
         (verb, group, namespace, plural, name, subresource)
     }
@@ -105,7 +102,11 @@ mod tests {
             (Method::GET, "/api/v1/namespaces/a/pods/", row("list", ["", "a", "pods", "", ""])),
             (Method::GET, "/api/v1/namespaces/a/pods/b/log", row("get", ["", "a", "pods", "b", "log"])),
             (Method::GET, "/api/v1/watch/namespaces/a/pods", row("watch", ["", "a", "pods", "", ""])),
-            (Method::POST, "/apis/apps/v1/namespaces/a/deployments", row("create", ["apps", "a", "deployments", "", ""])),
+            (
+                Method::POST,
+                "/apis/apps/v1/namespaces/a/deployments",
+                row("create", ["apps", "a", "deployments", "", ""]),
+            ),
             (Method::DELETE, "/apis/apps/v1/deployments", row("deletecollection", ["apps", "", "deployments", "", ""])),
             (Method::PATCH, "/api/v1/nodes/n/status", row("patch", ["", "", "nodes", "n", "status"])),
         ] {

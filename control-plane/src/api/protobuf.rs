@@ -313,7 +313,10 @@ mod tests {
     #[test]
     fn a_message_becomes_the_object_that_json_would_have_been() {
         let metadata = [field(1, b"a"), field(11, &[field(1, b"k"), field(2, b"v")].concat())].concat();
-        let body = envelope("ConfigMap", &[field(1, &metadata), field(2, &[field(1, b"x"), field(2, b"y")].concat())].concat());
+        let body = envelope(
+            "ConfigMap",
+            &[field(1, &metadata), field(2, &[field(1, b"x"), field(2, b"y")].concat())].concat(),
+        );
         let value = decode(definition("core.v1.ConfigMap").unwrap(), &body).unwrap();
         let want = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"k": "v"}}, "data": {"x": "y"},
@@ -323,7 +326,8 @@ mod tests {
 
     #[test]
     fn inlined_messages_ports_and_times_are_read() {
-        let port = [field(1, b"http"), vec![3 << 3, 80], field(4, &[vec![1 << 3, 1], field(3, b"web")].concat())].concat();
+        let port =
+            [field(1, b"http"), vec![3 << 3, 80], field(4, &[vec![1 << 3, 1], field(3, b"web")].concat())].concat();
         let metadata = field(8, &[1 << 3, 60]);
         let body = envelope("Service", &[field(1, &metadata), field(2, &field(1, &port))].concat());
         let value = decode(definition("core.v1.Service").unwrap(), &body).unwrap();
@@ -339,7 +343,13 @@ mod tests {
     #[test]
     fn broken_messages_are_errors_and_never_panics() {
         let pod = definition("core.v1.Pod").unwrap();
-        for body in [&b""[..], b"k8s\0\x12", b"k8s\0\x12\x7f\x01", b"{}", b"k8s\0\x12\x0b\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+        for body in [
+            &b""[..],
+            b"k8s\0\x12",
+            b"k8s\0\x12\x7f\x01",
+            b"{}",
+            b"k8s\0\x12\x0b\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        ] {
             assert!(decode(pod, body).is_err() || body == b"k8s\0", "{body:?}");
         }
     }

@@ -72,7 +72,8 @@ pub async fn pod_stream(app: &App, call: Call) -> Outcome<Response<Body>> {
             if assigned(&pod).is_none() {
                 return Ok(Response::new(Body::empty()));
             }
-            let names = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+            let names =
+                ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
             check_log_options(&call.query)?;
             let options = pairs(&call.query, &names.map(|n| (n, n)));
             format!("/containerLogs/{namespace}/{name}/{container}?{options}")
@@ -185,9 +186,8 @@ fn split_name(name: &str) -> (&str, &str, &str) {
 async fn pod_address(app: &App, namespace: &str, name: &str, port: &str) -> Outcome<SocketAddr> {
     let pods = app.registry.builtin("pods");
     let pod = pods.get(namespace, name).await?.ok_or_else(|| Failure::not_found(pods.resource, name))?.value();
-    let address: IpAddr = text(&pod, &["status", "podIP"])
-        .parse()
-        .map_err(|_| Failure::bad_request("address not allowed"))?;
+    let address: IpAddr =
+        text(&pod, &["status", "podIP"]).parse().map_err(|_| Failure::bad_request("address not allowed"))?;
     let ports = pod["spec"]["containers"].as_array().into_iter().flatten();
     let mut ports = ports.flat_map(|c| c["ports"].as_array().into_iter().flatten());
     let number = match port {
@@ -211,7 +211,8 @@ async fn service_address(app: &App, namespace: &str, name: &str, port: &str) -> 
         "" => ports.len() == 1,
         port => p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port),
     });
-    let wanted = wanted.ok_or_else(|| Failure::unavailable(format!("no service port {port:?} found for service \"{name}\"")))?;
+    let wanted =
+        wanted.ok_or_else(|| Failure::unavailable(format!("no service port {port:?} found for service \"{name}\"")))?;
     let slices = app.registry.snapshot("endpointslices").await?;
     let mut addresses = Vec::new();
     for slice in slices.objects.values().filter(|s| *s.namespace == *namespace) {

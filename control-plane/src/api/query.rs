@@ -45,9 +45,10 @@ impl Query {
     pub fn number(&self, key: &str) -> Outcome<Option<i64>> {
         match self.get(key) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| {
-                Failure::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-            }),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| Failure::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
         }
     }
 
@@ -92,11 +93,13 @@ impl WriteOptions {
             "Ignore" => FieldValidation::Ignore,
             "Strict" => FieldValidation::Strict,
             other => {
-                let message = format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
+                let message =
+                    format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
                 return Err(invalid("fieldValidation", "FieldValueNotSupported", message));
             }
         };
-        let dry_run = dry_run(query.all("dryRun")).map_err(|message| invalid("dryRun", "FieldValueNotSupported", message))?;
+        let dry_run =
+            dry_run(query.all("dryRun")).map_err(|message| invalid("dryRun", "FieldValueNotSupported", message))?;
         let manager = match query.get("fieldManager") {
             "" => user_agent.split('/').next().unwrap_or_default().to_owned(),
             name => name.to_owned(),

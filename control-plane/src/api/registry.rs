@@ -3,11 +3,7 @@
 //! Handlers, authorization, admission and the strategies read and write through here and nowhere else. A write returns
 //! once it is durable *and* the cache shows it. HTTP is unknown here.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::try_join_all};

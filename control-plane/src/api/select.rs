@@ -34,7 +34,7 @@ impl Selection {
             fields.push((field(resource, &term.field)?, term.value, term.equal));
         }
         // A watch on one name is a list of one.
-        if !target.name.is_empty() && !(resource.namespaced && target.plural == "namespaces") {
+        if !target.name.is_empty() {
             fields.push((Field::Name, target.name.clone(), true));
         }
         Ok(Self { namespace: namespace(resource, target).to_owned(), labels, fields })

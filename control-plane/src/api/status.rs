@@ -108,10 +108,8 @@ impl Failure {
             many => format!("[{}]", many.join(", ")),
         };
         let mut about = details(group, kind, name);
-        about["causes"] = errors
-            .iter()
-            .map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field}))
-            .collect();
+        about["causes"] =
+            errors.iter().map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field})).collect();
         let message = format!("{} \"{name}\" is invalid: {all}", qualified(group, kind));
         Self::new(422, "Invalid", message, Some(about))
     }

@@ -41,7 +41,8 @@ pub async fn answer(app: &Arc<App>, call: Call, resource: &'static Resource) -> 
     if streams {
         return if name == "proxy" { proxy::proxy(app, call).await } else { proxy::pod_stream(app, call).await };
     }
-    let kind = app.registry.kind(resource.group, resource.version, resource.plural).ok_or_else(Failure::unknown_path)?;
+    let kind =
+        app.registry.kind(resource.group, resource.version, resource.plural).ok_or_else(Failure::unknown_path)?;
     let kind: Arc<Kind> = kind.clone();
     match (name.as_str(), call.target.verb) {
         ("scale", verb) => scale(app, call, &kind, verb).await,
@@ -75,7 +76,12 @@ async fn scale(app: &App, mut call: Call, kind: &Kind, verb: &str) -> Outcome<Re
             let change = |old: &Value| {
                 let scale = match &patch {
                     Some(patch) => {
-                        finish(schema, leme_schema::conform(schema, patch.apply(schema, &resources::scale_of(old))?), &options)?.0
+                        finish(
+                            schema,
+                            leme_schema::conform(schema, patch.apply(schema, &resources::scale_of(old))?),
+                            &options,
+                        )?
+                        .0
                     }
                     None => decode(schema, format, &body, &options)?.0,
                 };
@@ -84,9 +90,8 @@ async fn scale(app: &App, mut call: Call, kind: &Kind, verb: &str) -> Outcome<Re
                 if version.is_string() {
                     object["metadata"]["resourceVersion"] = version;
                 }
-                resources::apply_scale(&mut object, &scale).map_err(|errors| {
-                    Failure::invalid("autoscaling", "Scale", &call.target.name, &errors)
-                })?;
+                resources::apply_scale(&mut object, &scale)
+                    .map_err(|errors| Failure::invalid("autoscaling", "Scale", &call.target.name, &errors))?;
                 Ok(object)
             };
             let writer = Writer { app, user: &call.user, kind, options: &options };
@@ -219,7 +224,9 @@ async fn bind_token(app: &App, call: &Call, reference: &Value, bound: &mut Bound
     let uid = text(&object, &["metadata", "uid"]).to_owned();
     let said = text(reference, &["uid"]);
     if !said.is_empty() && said != uid {
-        let why = format!("the UID in the bound object reference ({said}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({said}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(Failure::conflict("", plural, name, &why));
     }
     let own = Reference { name: name.to_owned(), uid };

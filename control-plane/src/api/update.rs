@@ -25,11 +25,8 @@ use crate::{
 
 /// How often a change without a resource version is tried again on the newer object.
 const ATTEMPTS: usize = 5;
-const PATCHES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
+const PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 /// What an update may not take away or change.
 const KEPT: &[&str] = &[
     "uid",
@@ -49,10 +46,8 @@ pub async fn update(app: &App, mut call: Call, kind: &Kind, subresource: &str) -
     adopt_namespace(kind.resource, &scope, &mut object)?;
     let said = text(&object, &["metadata", "name"]);
     if said != call.target.name {
-        let message = format!(
-            "the name of the object ({said}) does not match the name on the URL ({})",
-            call.target.name
-        );
+        let message =
+            format!("the name of the object ({said}) does not match the name on the URL ({})", call.target.name);
         return Err(Failure::bad_request(message));
     }
     let writer = Writer { app, user: &call.user, kind, options: &options };

@@ -191,14 +191,12 @@ impl Watcher {
                 let known = previous.as_ref().is_none_or(fits);
                 (known && fits(&object)).then_some(Outgoing::Change("DELETED", object))
             }
-            CacheEvent::Modified { revision, object, previous, .. } => {
-                match (previous.filter(fits), fits(&object)) {
-                    (Some(_), true) => Some(Outgoing::Change("MODIFIED", object)),
-                    (None, true) => Some(Outgoing::Change("ADDED", object)),
-                    (Some(previous), false) => Some(Outgoing::Gone(previous, revision)),
-                    (None, false) => None,
-                }
-            }
+            CacheEvent::Modified { revision, object, previous, .. } => match (previous.filter(fits), fits(&object)) {
+                (Some(_), true) => Some(Outgoing::Change("MODIFIED", object)),
+                (None, true) => Some(Outgoing::Change("ADDED", object)),
+                (Some(previous), false) => Some(Outgoing::Gone(previous, revision)),
+                (None, false) => None,
+            },
         };
         self.ready.extend(outgoing);
     }

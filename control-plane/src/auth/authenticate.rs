@@ -102,9 +102,7 @@ impl Authenticator {
         let bound = &claims.bound;
         let namespace = bound.namespace.as_str();
         self.lives("serviceaccounts", namespace, &bound.serviceaccount).await?;
-        for (plural, namespace, reference) in
-            [("pods", namespace, &bound.pod), ("secrets", namespace, &bound.secret)]
-        {
+        for (plural, namespace, reference) in [("pods", namespace, &bound.pod), ("secrets", namespace, &bound.secret)] {
             if let Some(reference) = reference {
                 self.lives(plural, namespace, reference).await?;
             }

@@ -28,7 +28,9 @@ pub async fn apply(app: &App, user: Arc<User>, headers: &HeaderMap) -> Outcome<A
     }];
     questions.extend(groups.iter().map(|group| ("", "groups", "", *group, "")));
     let extra: Vec<(String, String)> = extra(headers);
-    questions.extend(extra.iter().map(|(key, value)| ("authentication.k8s.io", "userextras", "", value.as_str(), key.as_str())));
+    questions.extend(
+        extra.iter().map(|(key, value)| ("authentication.k8s.io", "userextras", "", value.as_str(), key.as_str())),
+    );
     if !value("impersonate-uid").is_empty() {
         questions.push(("authentication.k8s.io", "uids", "", value("impersonate-uid"), ""));
     }

@@ -91,9 +91,9 @@ async fn used(registry: &Registry, node: &str, a: &Attributes<'_>) -> Outcome<Op
     let prefix = registry.builtin("pods").prefix(a.namespace);
     let start: leme_store::Key = prefix.as_str().into();
     let inside = pods.objects.range(start..).take_while(|(key, _)| key.starts_with(&prefix));
-    let found = inside.map(|(_, item)| item.value()).any(|pod| {
-        text(&pod, &["spec", "nodeName"]) == node && refers(&pod, a.plural, a.name)
-    });
+    let found = inside
+        .map(|(_, item)| item.value())
+        .any(|pod| text(&pod, &["spec", "nodeName"]) == node && refers(&pod, a.plural, a.name));
     Ok(match found {
         true => Opinion::Allow,
         false => Opinion::None(format!("no relationship found between node '{node}' and this object")),
@@ -135,16 +135,16 @@ pub fn restrict(user: &User, resource: &Resource, object: Option<&Value>, old: O
     let name = text(current, &["metadata", "name"]);
     let refuse = |why: String| Err(Failure::forbidden(resource.group, resource.plural, name, why));
     match (resource.group, resource.plural) {
-        ("", "nodes") if name != node => {
-            refuse(format!("node \"{node}\" is not allowed to modify node \"{name}\""))
-        }
+        ("", "nodes") if name != node => refuse(format!("node \"{node}\" is not allowed to modify node \"{name}\"")),
         ("", "nodes") => match object.and_then(|new| restricted_label(new, old)) {
             Some(label) => refuse(format!("is not allowed to modify labels: {label}")),
             None => Ok(()),
         },
         ("", "pods") if old.is_none() => match object.map(|o| mirror_of(o, node)) {
             Some(true) => Ok(()),
-            _ => refuse(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods")),
+            _ => refuse(format!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods"
+            )),
         },
         ("", "pods") if text(current, &["spec", "nodeName"]) != node => {
             refuse(format!("node \"{node}\" can only modify pods with spec.nodeName set to itself"))
@@ -183,8 +183,12 @@ mod tests {
             "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "env"}}}], "envFrom": [{"configMapRef": {"name": "cm"}}]}],
         }});
         for (plural, name) in [
-            ("secrets", "vol"), ("secrets", "env"), ("secrets", "pull"),
-            ("configmaps", "ca"), ("configmaps", "cm"), ("serviceaccounts", "sa"),
+            ("secrets", "vol"),
+            ("secrets", "env"),
+            ("secrets", "pull"),
+            ("configmaps", "ca"),
+            ("configmaps", "cm"),
+            ("serviceaccounts", "sa"),
         ] {
             assert!(refers(&pod, plural, name), "{plural} {name}");
             assert!(!refers(&pod, plural, "other"));

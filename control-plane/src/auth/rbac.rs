@@ -55,7 +55,8 @@ impl Rule {
             Some((plural, subresource)) => self.resources.iter().any(|m| resource_matches(m, plural, subresource)),
         });
         let names = self.resource_names.is_empty()
-            || (!other.resource_names.is_empty() && other.resource_names.iter().all(|n| self.resource_names.contains(n)));
+            || (!other.resource_names.is_empty()
+                && other.resource_names.iter().all(|n| self.resource_names.contains(n)));
         let paths = other.paths.iter().all(|path| self.paths.iter().any(|mine| path_matches(mine, path)));
         all(&self.verbs, &other.verbs)
             && (other.resources.is_empty() || (all(&self.api_groups, &other.api_groups) && resources && names))

@@ -4,12 +4,7 @@ use axum::body::Body;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{
-    User,
-    authenticate::user_info,
-    authorize::Attributes,
-    rbac::Rule,
-};
+use super::{User, authenticate::user_info, authorize::Attributes, rbac::Rule};
 use crate::{
     api::{
         App, Call,
@@ -73,7 +68,10 @@ async fn access_review(app: &App, user: &User, object: &Value, resource: &Resour
         let (reason, message) = if about.is_object() {
             ("FieldValueInvalid", "Invalid value: cannot be specified in combination with resourceAttributes")
         } else {
-            ("FieldValueInvalid", "Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified")
+            (
+                "FieldValueInvalid",
+                "Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            )
         };
         let field = if about.is_object() { "spec.nonResourceAttributes" } else { "spec.resourceAttributes" };
         let error = FieldError { reason, field: field.into(), message: message.into() };
@@ -147,7 +145,10 @@ fn check_local(call: &Call, resource: &Resource, object: &Value) -> Outcome<()> 
     }
     let said = text(spec, &["resourceAttributes", "namespace"]);
     if resource.kind == "LocalSubjectAccessReview" && said != call.target.namespace {
-        return invalid("spec.resourceAttributes.namespace", &format!("Invalid value: {said:?}: must match metadata.namespace"));
+        return invalid(
+            "spec.resourceAttributes.namespace",
+            &format!("Invalid value: {said:?}: must match metadata.namespace"),
+        );
     }
     Ok(())
 }

@@ -138,7 +138,8 @@ mod tests {
     use super::*;
 
     fn tokens() -> Tokens {
-        Tokens::new("https://kubernetes.default.svc.cluster.local", &KeyPair::generate().unwrap().serialize_pem()).unwrap()
+        Tokens::new("https://kubernetes.default.svc.cluster.local", &KeyPair::generate().unwrap().serialize_pem())
+            .unwrap()
     }
 
     fn bound() -> Bound {
