@@ -1,0 +1,8 @@
+//! End-to-end tests: real clusters on this machine, driven by the real kubectl, with real pulls.
+//!
+//! `cargo xtask test cluster` runs `tests/cluster.rs` with the binaries it built (`LEME_BIN`, `LEME_CNI_BIN`,
+//! `LEME_KUBECTL`, `LEME_ETCD`, `LEME_TEST_MIRRORS`). One cluster serves an ordered list of tests per kind of store;
+//! each is a function whose name is a sentence and which brings about what it needs, so that one alone runs too.
+//!
+//! This library is what those tests are written in. It never imports the product: what it expects is computed from
+//! the API's objects, and what it sees it sees as a user or as the kernel shows it.
