@@ -174,7 +174,7 @@ mod tests {
         // Python: zlib.compressobj(9, zdict=DICTIONARY), two blocks, each flushed with Z_SYNC_FLUSH.
         let mut inflater = Inflater::new();
         for (packed, headers) in crate::spdy::tests::ZLIB_BLOCKS {
-            assert_eq!(inflater.unpack(packed).unwrap(), Headers::from(**headers));
+            assert_eq!(inflater.unpack(packed).unwrap(), Headers::from(*headers));
         }
     }
 
