@@ -13,7 +13,6 @@ use super::{
     media::{self, Format},
     namespace,
     object::{Item, Shared, remove_meta, set_meta, text},
-    protobuf,
     query::{FieldValidation, WriteOptions},
     registry::{Base, Kind, Written},
     respond,
@@ -62,10 +61,7 @@ pub fn decode(
     let decoded = match format {
         Format::Json => leme_schema::decode_json(definition, body),
         Format::Yaml => leme_schema::decode_yaml(definition, body),
-        Format::Protobuf => {
-            let value = protobuf::decode(definition, body).map_err(|error| Failure::bad_request(error.to_string()))?;
-            leme_schema::conform(definition, value)
-        }
+        Format::Protobuf => leme_schema::decode_protobuf(definition, body),
     };
     finish(definition, decoded, options)
 }

@@ -13,7 +13,6 @@ use super::{
     list::at_least,
     media, namespace,
     object::{Item, Shared, finalizers, set_meta, text},
-    protobuf,
     query::{DeleteOptions, FieldValidation, Propagation, Query, WriteOptions},
     registry::{Base, Kind, Written},
     respond::{self, ListMeta},
@@ -68,7 +67,9 @@ pub async fn read_options(call: &mut Call) -> Outcome<DeleteOptions> {
     let parsed = match format? {
         media::Format::Json => serde_json::from_slice(&body).map_err(|e| e.to_string()),
         media::Format::Yaml => serde_norway::from_slice(&body).map_err(|e| e.to_string()),
-        media::Format::Protobuf => protobuf::decode(definition(DELETE_OPTIONS)?, &body).map_err(|e| e.to_string()),
+        media::Format::Protobuf => leme_schema::decode_protobuf(definition(DELETE_OPTIONS)?, &body)
+            .map(|decoded| decoded.value)
+            .map_err(|e| e.to_string()),
     };
     DeleteOptions::parse(&call.query, &parsed.map_err(Failure::bad_request)?)
 }

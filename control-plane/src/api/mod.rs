@@ -12,7 +12,6 @@ pub mod media;
 pub mod metrics;
 pub mod object;
 pub mod path;
-pub mod protobuf;
 pub mod proxy;
 pub mod query;
 pub mod registry;

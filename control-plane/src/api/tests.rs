@@ -404,7 +404,9 @@ async fn a_dry_run_answers_and_writes_nothing() {
     assert!(answer.body["metadata"].get("resourceVersion").is_none());
     assert_eq!(cluster.get(&format!("{CONFIGMAPS}/x")).await.status, 404);
     let created = cluster.configmap("x").await;
-    cluster.send("admin", Method::PATCH, &format!("{CONFIGMAPS}/x?dryRun=All"), MERGE, json!({"data": {"a": "z"}})).await;
+    cluster
+        .send("admin", Method::PATCH, &format!("{CONFIGMAPS}/x?dryRun=All"), MERGE, json!({"data": {"a": "z"}}))
+        .await;
     cluster.delete(&format!("{CONFIGMAPS}/x?dryRun=All"), Value::Null).await;
     assert_eq!(cluster.get(&format!("{CONFIGMAPS}/x")).await.body, created);
 }
@@ -450,7 +452,11 @@ async fn nobody_grants_what_they_do_not_hold() {
     };
     let manage = role("manage", json!(["*"]), json!(["rbac.authorization.k8s.io"]), json!(["roles"]));
     // `*` holds `escalate`, too: name the verbs.
-    let manage = { let mut r = manage; r["rules"][0]["verbs"] = json!(["create", "get"]); r };
+    let manage = {
+        let mut r = manage;
+        r["rules"][0]["verbs"] = json!(["create", "get"]);
+        r
+    };
     cluster.post(&format!("{base}/roles"), manage).await;
     let binding = json!({
         "kind": "RoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "m"},
@@ -458,11 +464,23 @@ async fn nobody_grants_what_they_do_not_hold() {
         "roleRef": {"kind": "Role", "name": "manage", "apiGroup": "rbac.authorization.k8s.io"},
     });
     assert_eq!(cluster.post(&format!("{base}/rolebindings"), binding).await.status, 201);
-    let create = |body| cluster.send("jane", Method::POST, "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles", "application/json", body);
+    let create = |body| {
+        cluster.send(
+            "jane",
+            Method::POST,
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles",
+            "application/json",
+            body,
+        )
+    };
     let more = role("more", json!(["get"]), json!([""]), json!(["secrets"]));
     let refused = create(more).await;
     assert_eq!(refused.status, 403);
-    assert!(refused.message().contains("is attempting to grant RBAC permissions not currently held"), "{}", refused.message());
+    assert!(
+        refused.message().contains("is attempting to grant RBAC permissions not currently held"),
+        "{}",
+        refused.message()
+    );
     let same = role("same", json!(["get"]), json!(["rbac.authorization.k8s.io"]), json!(["roles"]));
     assert_eq!(create(same).await.status, 201);
 }
@@ -532,7 +550,8 @@ async fn impersonation_takes_a_grant() {
     let cluster = Cluster::start().await;
     let headers = [("impersonate-user", "jane")];
     let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
-    let body = || Body::from(json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"}).to_string());
+    let body =
+        || Body::from(json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"}).to_string());
     let answer = Answer::read(cluster.request("admin", Method::POST, path, &headers, body()).await).await;
     assert_eq!(answer.body["status"]["userInfo"]["username"], "jane", "{}", answer.body);
     let answer = Answer::read(cluster.request("bob", Method::POST, path, &headers, body()).await).await;

@@ -2,7 +2,10 @@
 //!
 //! A credential that is presented and bad is a 401, also where anonymous requests are welcome.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use http::{header, request::Parts};
 use jiff::Timestamp;
@@ -12,6 +15,7 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::{
     User,
@@ -35,7 +39,12 @@ pub struct Authenticator {
     pub tokens: Arc<Tokens>,
     /// What a token must be meant for to be taken here.
     pub audiences: Vec<String>,
+    /// Tokens whose signature was good, by hash.
+    known: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
 }
+
+/// Verified tokens that are remembered.
+const KNOWN: usize = 4096;
 
 impl Authenticator {
     pub fn new(authority: &str, registry: Arc<Registry>, tokens: Arc<Tokens>) -> anyhow::Result<Self> {
@@ -43,7 +52,7 @@ impl Authenticator {
         roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build()?;
-        Ok(Self { clients, registry, audiences: vec![tokens.issuer.clone()], tokens })
+        Ok(Self { clients, registry, audiences: vec![tokens.issuer.clone()], tokens, known: Mutex::default() })
     }
 
     /// `None`: no credential at all.
@@ -89,13 +98,32 @@ impl Authenticator {
 
     /// Verifies a token and that everything it is bound to still lives. Returns the audiences that both sides share.
     pub async fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), String> {
-        let claims = self.tokens.verify(token).map_err(|e| e.to_string())?;
+        let claims = self.verified(token)?;
         let shared: Vec<String> = claims.aud.iter().filter(|a| audiences.contains(a)).cloned().collect();
         if shared.is_empty() {
             return Err(format!("token audiences {:?} is invalid for the target audiences {audiences:?}", claims.aud));
         }
         self.alive(&claims).await?;
         Ok((user(&claims), shared))
+    }
+
+    /// The signature is checked once for a token; its times, every time.
+    fn verified(&self, token: &str) -> Result<Arc<Claims>, String> {
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let now = Timestamp::now().as_second();
+        if let Some(claims) = self.known.lock().expect("no panic holds the lock").get(&hash) {
+            return if claims.exp > now { Ok(claims.clone()) } else { Err("the token has expired".into()) };
+        }
+        let claims = Arc::new(self.tokens.verify(token).map_err(|e| e.to_string())?);
+        let mut known = self.known.lock().expect("no panic holds the lock");
+        if known.len() >= KNOWN {
+            known.retain(|_, claims| claims.exp > now);
+        }
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(hash, claims.clone());
+        Ok(claims)
     }
 
     async fn alive(&self, claims: &Claims) -> Result<(), String> {
