@@ -25,11 +25,11 @@ pub(crate) struct Built {
 }
 
 pub(crate) fn build(options: &Options) -> Result<Built> {
-    let object = programs()?;
+    programs()?;
     let profile = if options.release { "release" } else { "ci" };
     say(&format!("Building leme and leme-cni (profile {profile})"));
     step::run(
-        cargo().args(["build", "--profile", profile, "-p", "leme", "-p", "leme-cni"]).env("LEME_BPF_OBJECT", object),
+        cargo().args(["build", "--profile", profile, "-p", "leme", "-p", "leme-cni"]),
     )?;
     let folder = place::target().join(profile);
     Ok(Built { leme: folder.join("leme"), cni: folder.join("leme-cni") })
@@ -43,9 +43,9 @@ pub(crate) fn run(options: &Options) -> Result<Built> {
 }
 
 /// Compiles the eBPF programs to `target/bpf/leme-programs`, where `agent/datapath` looks for them.
-pub(crate) fn programs() -> Result<PathBuf> {
+fn programs() -> Result<()> {
     say("Building the eBPF programs");
-    let folder = place::workspace().join("target/bpf");
+    let (folder, object) = (place::workspace().join("target/ebpf"), place::workspace().join("target/bpf/leme-programs"));
     let (mut cargo, linker) = match setup::bpf_toolchain()? {
         BpfToolchain::Nightly { linker } => (nightly_cargo(), linker),
         BpfToolchain::Debian { linker } => (debian_cargo(), linker),
@@ -65,12 +65,10 @@ pub(crate) fn programs() -> Result<PathBuf> {
                 "leme-programs",
             ])
             .arg("--target-dir")
-            .arg(folder.join("build"))
+            .arg(&folder)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")),
     )?;
-    let object = folder.join("leme-programs");
-    replace_if_changed(&folder.join("build/bpfel-unknown-none/release/leme-programs"), &object)?;
-    Ok(object)
+    replace_if_changed(&folder.join("bpfel-unknown-none/bpf/leme-programs"), &object)
 }
 
 /// Keeps the time stamp of an object that did not change: what embeds it need not be built again.
@@ -79,6 +77,7 @@ fn replace_if_changed(from: &PathBuf, to: &PathBuf) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
+    fs::create_dir_all(to.parent().expect("lies in the target directory"))?;
     fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::step::{self, cargo, require_root, say};
-use crate::{build, images, kernels, place, registry, setup};
+use crate::{build, images, kernels, registry, setup};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -72,7 +72,6 @@ fn package(name: &str, built: &build::Built, filter: &[String]) -> Result<()> {
         cargo()
             .args(["test", "--profile", "ci", "-p", name, "--", "--test-threads=1"])
             .args(filter)
-            .env("LEME_BPF_OBJECT", place::workspace().join("target/bpf/leme-programs"))
             .env("LEME_BIN", &built.leme)
             .env("LEME_CNI_BIN", &built.cni)
             .env("LEME_ETCD", setup::etcd()?)
