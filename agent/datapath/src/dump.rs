@@ -96,7 +96,7 @@ pub(crate) fn frontend(key: &FrontendKey) -> String {
     format!("{address}:{}/{protocol}{scope}", key.port.number())
 }
 
-fn prefix(key: &RouteKey) -> String {
+pub(crate) fn prefix(key: &RouteKey) -> String {
     let bits = if key.addr.is_v4() { key.prefix.saturating_sub(96) } else { key.prefix };
     format!("{}/{bits}", IpAddr::from(key.addr))
 }

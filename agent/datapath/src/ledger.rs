@@ -264,3 +264,6 @@ impl Ledger {
 fn slot(service: u32, generation: u32, n: u32) -> SlotKey {
     SlotKey { service, generation, n }
 }
+
+#[cfg(test)]
+mod tests;

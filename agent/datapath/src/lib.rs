@@ -19,6 +19,7 @@ mod plan;
 mod programs;
 mod snapshot;
 mod table;
+mod text;
 
 pub use config::{Config, Sizes};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};

@@ -21,6 +21,8 @@ mod reject;
 mod service;
 mod socket;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod to_pod;
 
 pub use decision::{Next, Work};

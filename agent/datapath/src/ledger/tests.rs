@@ -1,0 +1,251 @@
+//! The ledger against a kernel made of ordinary maps, which carries out one operation at a time.
+
+use super::{Found, Ledger, Operations};
+use crate::{ObjectKey, plan::ServicePlan};
+use leme_abi::{Addr, Backend, FrontendKey, Port, Service, SlotKey};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Kernel {
+    frontends: BTreeMap<FrontendKey, u32>,
+    services: BTreeMap<u32, Service>,
+    slots: BTreeMap<SlotKey, u32>,
+    backends: BTreeMap<u32, Backend>,
+}
+
+
+impl Kernel {
+    /// Every packet that arrives between two operations finds a whole Service.
+    fn carry_out(&mut self, operations: &Operations) {
+        for (id, backend) in &operations.backends {
+            self.backends.insert(*id, *backend);
+            self.check();
+        }
+        for (key, backend) in &operations.slots {
+            self.slots.insert(*key, *backend);
+            self.check();
+        }
+        for (id, service) in &operations.services {
+            self.services.insert(*id, *service);
+            self.check();
+        }
+        for (key, id) in &operations.frontends {
+            self.frontends.insert(*key, *id);
+            self.check();
+        }
+        for key in &operations.gone_frontends {
+            self.frontends.remove(key);
+            self.check();
+        }
+    }
+
+    fn bury(&mut self, operations: &Operations) {
+        let retired = &operations.retired;
+        self.slots.retain(|key, _| !retired.slots.contains(key));
+        self.services.retain(|id, _| !retired.services.contains(id));
+        self.backends.retain(|id, _| !retired.backends.contains(id));
+        self.check();
+    }
+
+    fn check(&self) {
+        for id in self.frontends.values() {
+            let service = self.services.get(id).expect("a frontend leads to a service");
+            for n in 0..service.count {
+                let backend = self.slots.get(&SlotKey { service: *id, generation: service.generation, n });
+                assert!(self.backends.contains_key(backend.expect("every slot is there")), "every backend is there");
+            }
+        }
+    }
+
+    /// Frontend → backends, as a packet sees it.
+    fn view(&self) -> BTreeMap<FrontendKey, BTreeSet<Backend>> {
+        let backends = |id: &u32| {
+            let service = self.services[id];
+            let slot = |n| self.slots[&SlotKey { service: *id, generation: service.generation, n }];
+            (0..service.count).map(|n| self.backends[&slot(n)]).collect()
+        };
+        self.frontends.iter().map(|(key, id)| (*key, backends(id))).collect()
+    }
+
+    fn found(&self) -> Found {
+        Found {
+            frontends: self.frontends.clone().into_iter().collect(),
+            services: self.services.clone().into_iter().collect(),
+            slots: self.slots.clone().into_iter().collect(),
+            backends: self.backends.clone().into_iter().collect(),
+        }
+    }
+}
+
+fn frontend(number: u16) -> FrontendKey {
+    FrontendKey { addr: Addr::from(Ipv4Addr::new(10, 96, 0, 1)), port: Port::new(number), proto: 6, scope: 0 }
+}
+
+fn plan(frontends: &[u16], backends: &[u8]) -> ServicePlan {
+    let backend =
+        |n: &u8| Backend { addr: Ipv4Addr::new(10, 244, 0, *n).into(), port: Port::new(80), proto: 6, ..Backend::default() };
+    ServicePlan {
+        frontends: frontends.iter().map(|number| frontend(*number)).collect(),
+        backends: backends.iter().map(backend).collect(),
+        ..ServicePlan::default()
+    }
+}
+
+fn key(name: u16) -> ObjectKey {
+    ObjectKey::new("default", name.to_string())
+}
+
+/// A ledger and its kernel.
+struct World {
+    ledger: Ledger,
+    kernel: Kernel,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { ledger: Ledger::adopt(Found::default()).0, kernel: Kernel::default() }
+    }
+
+    fn change(&mut self, name: u16, plans: &[ServicePlan]) -> Operations {
+        let mut operations = Operations::default();
+        self.ledger.change(&key(name), plans, &mut operations);
+        self.kernel.carry_out(&operations);
+        self.kernel.bury(&operations);
+        operations
+    }
+
+    fn restart(&mut self) {
+        let (ledger, leftovers) = Ledger::adopt(self.kernel.found());
+        self.ledger = ledger;
+        self.kernel.carry_out(&leftovers);
+        self.kernel.bury(&leftovers);
+    }
+}
+
+#[test]
+fn the_same_plan_again_changes_nothing() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80, 81], &[1, 2])]);
+    assert_eq!(world.change(1, &[plan(&[80, 81], &[1, 2])]).len(), 0);
+}
+
+#[test]
+fn one_endpoint_more_writes_one_backend_one_generation_and_one_flip() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1, 2])]);
+    let operations = world.change(1, &[plan(&[80], &[1, 2, 3])]);
+    assert_eq!((operations.backends.len(), operations.slots.len(), operations.services.len()), (1, 3, 1));
+    assert_eq!(operations.frontends.len() + operations.gone_frontends.len(), 0);
+    assert_eq!(operations.retired.slots.len(), 2);
+}
+
+#[test]
+fn a_removed_service_leaves_nothing() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[2])]);
+    world.change(1, &[]);
+    assert_eq!(world.kernel, Kernel::default());
+    assert_eq!(world.ledger.sizes(), [0; 4]);
+}
+
+#[test]
+fn a_backend_of_two_services_stays_until_both_have_let_go() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1])]);
+    world.change(2, &[plan(&[81], &[1])]);
+    assert_eq!(world.kernel.backends.len(), 1);
+    world.change(1, &[]);
+    assert_eq!(world.kernel.backends.len(), 1);
+    world.change(2, &[]);
+    assert_eq!(world.kernel.backends.len(), 0);
+}
+
+#[test]
+fn an_address_moves_to_a_new_service_before_the_old_one_is_seen_to_go() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1])]);
+    world.change(2, &[plan(&[80], &[2])]);
+    world.change(1, &[]);
+    assert_eq!(world.kernel.view(), BTreeMap::from([(frontend(80), plan(&[], &[2]).backends)]));
+}
+
+#[test]
+fn a_restarted_agent_keeps_ids_and_changes_nothing() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[])]);
+    world.change(2, &[plan(&[82], &[2, 3])]);
+    let before = world.kernel.clone();
+    world.restart();
+    let again = [
+        world.change(2, &[plan(&[82], &[2, 3])]).len(),
+        world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[])]).len(),
+    ];
+    assert_eq!((again, &world.kernel), ([0, 0], &before));
+}
+
+#[test]
+fn what_went_while_the_agent_was_away_goes_after_the_first_complete_list() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1])]);
+    world.change(2, &[plan(&[81], &[2])]);
+    world.restart();
+    world.change(1, &[plan(&[80], &[1])]);
+    assert_eq!(world.kernel.frontends.len(), 2, "nothing goes before the list is complete");
+    let mut operations = Operations::default();
+    world.ledger.prune(|name| *name == key(1), &mut operations);
+    world.kernel.carry_out(&operations);
+    world.kernel.bury(&operations);
+    assert_eq!(world.kernel.view().keys().collect::<Vec<_>>(), [&frontend(80)]);
+}
+
+#[test]
+fn an_agent_that_died_half_way_leaves_nothing_behind_after_the_next() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1, 2])]);
+    let mut operations = Operations::default();
+    world.ledger.change(&key(1), &[plan(&[80], &[3])], &mut operations);
+    operations.services.clear();
+    world.kernel.carry_out(&operations);
+    world.restart();
+    world.change(1, &[plan(&[80], &[3])]);
+    assert_eq!((world.kernel.slots.len(), world.kernel.backends.len()), (1, 1));
+    assert_eq!(world.kernel.view(), BTreeMap::from([(frontend(80), plan(&[], &[3]).backends)]));
+}
+
+/// A small generator, so that a failure repeats.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *seed >> 33
+}
+
+#[test]
+fn whatever_the_order_of_changes_the_kernel_ends_as_planned() {
+    for round in 0..200 {
+        let mut seed = round;
+        let mut world = World::new();
+        let mut wanted: BTreeMap<u16, ServicePlan> = BTreeMap::new();
+        for _ in 0..60 {
+            let name = next(&mut seed) as u16 % 6;
+            if next(&mut seed) % 5 == 0 {
+                wanted.remove(&name);
+                world.change(name, &[]);
+            } else {
+                let backends: Vec<u8> = (1..8).filter(|_| next(&mut seed) % 2 == 0).collect();
+                let planned = plan(&[name * 2, name * 2 + next(&mut seed) as u16 % 2], &backends);
+                world.change(name, std::slice::from_ref(&planned));
+                wanted.insert(name, planned);
+            }
+            if next(&mut seed) % 10 == 0 {
+                world.restart();
+                for (name, plan) in &wanted {
+                    assert_eq!(world.change(*name, std::slice::from_ref(plan)).len(), 0);
+                }
+            }
+        }
+        let view = wanted.values().flat_map(|plan| plan.frontends.iter().map(|key| (*key, plan.backends.clone())));
+        assert_eq!(world.kernel.view(), view.collect(), "round {round}");
+    }
+}

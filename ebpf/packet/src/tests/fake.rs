@@ -1,0 +1,235 @@
+//! Tables made of ordinary maps, and packets made of plain bytes.
+
+use crate::{Bytes, Connections, Ipv4Header, Services, Tables, Work, parse};
+use bytemuck::Pod;
+use core::{
+    cell::{Cell, RefCell},
+    net::Ipv4Addr,
+};
+use leme_abi::{
+    Addr, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, NodeAddress, Port, Ports, Protocol, Route,
+    Scope, Service, SlotKey, Translation, Tuple,
+};
+use std::{boxed::Box, collections::HashMap, vec::Vec};
+
+pub(super) fn addr(text: &str) -> Addr {
+    text.parse::<Ipv4Addr>().unwrap().into()
+}
+
+/// Node A (10.89.0.11, pods 10.244.1.0/24) of a cluster whose node B is 10.89.0.12 (10.244.2.0/24).
+///
+/// Entries are leaked, so that a reference outlives a change: in the kernel it lives as long as the program runs.
+pub(super) struct Fake {
+    pub nat: RefCell<HashMap<Tuple, &'static Translation>>,
+    pub conntrack: RefCell<HashMap<Tuple, Conntrack>>,
+    fragments: RefCell<HashMap<FragmentKey, Ports>>,
+    frontends: HashMap<FrontendKey, u32>,
+    services: HashMap<u32, Service>,
+    slots: HashMap<SlotKey, u32>,
+    pub backends: HashMap<u32, Backend>,
+    node_addresses: HashMap<Addr, u32>,
+    endpoints: HashMap<Addr, Endpoint>,
+    pub now: Cell<u64>,
+    pub ports: (u16, u16),
+    random: Cell<u32>,
+    remote: Route,
+    own: Route,
+    unclaimed: Route,
+}
+
+impl Fake {
+    pub(super) fn new() -> Self {
+        let local = NodeAddress::KNOWN | NodeAddress::LOCAL;
+        let node_addresses = HashMap::from([
+            (addr("10.89.0.11"), local),
+            (addr("10.244.1.1"), local | NodeAddress::ROUTER),
+            (addr("10.89.0.12"), NodeAddress::KNOWN),
+        ]);
+        let endpoint = |ifindex| Endpoint { ifindex, ..Endpoint::default() };
+        Self {
+            nat: RefCell::default(),
+            conntrack: RefCell::default(),
+            fragments: RefCell::default(),
+            frontends: HashMap::new(),
+            services: HashMap::new(),
+            slots: HashMap::new(),
+            backends: HashMap::new(),
+            node_addresses,
+            endpoints: HashMap::from([(addr("10.244.1.2"), endpoint(2)), (addr("10.244.1.3"), endpoint(3))]),
+            now: Cell::new(1),
+            ports: (12_000, 29_999),
+            random: Cell::new(7),
+            remote: Route { node: addr("10.89.0.12"), ..Route::default() },
+            own: Route { node: addr("10.89.0.11"), flags: Route::LOCAL, ..Route::default() },
+            unclaimed: Route { flags: Route::UNREACHABLE, ..Route::default() },
+        }
+    }
+
+    /// A Service of one TCP port at `frontends`, with these backends.
+    pub(super) fn serve(&mut self, id: u32, frontends: &[(Addr, u16, Scope)], backends: &[(&str, u16)], flags: u32) {
+        for (addr, port, scope) in frontends {
+            let key =
+                FrontendKey { addr: *addr, port: Port::new(*port), proto: Protocol::TCP, scope: *scope as u8 };
+            self.frontends.insert(key, id);
+        }
+        self.services.insert(id, Service { generation: 1, count: backends.len() as u32, flags, affinity: 0 });
+        for (n, (backend, port)) in backends.iter().enumerate() {
+            let backend_id = id * 100 + n as u32;
+            self.slots.insert(SlotKey { service: id, generation: 1, n: n as u32 }, backend_id);
+            let backend =
+                Backend { addr: addr(backend), port: Port::new(*port), proto: Protocol::TCP, ..Backend::default() };
+            self.backends.insert(backend_id, backend);
+        }
+    }
+}
+
+impl Connections for Fake {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+    fn random(&self) -> u32 {
+        self.random.set(self.random.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        self.random.get() >> 8
+    }
+    fn ports(&self) -> (u16, u16) {
+        self.ports
+    }
+    fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
+        self.nat.borrow().get(tuple).copied()
+    }
+    fn claim(&self, tuple: &Tuple, translation: &Translation) -> bool {
+        if self.nat.borrow().contains_key(tuple) {
+            return false;
+        }
+        self.translate(tuple, translation)
+    }
+    fn translate(&self, tuple: &Tuple, translation: &Translation) -> bool {
+        self.nat.borrow_mut().insert(*tuple, Box::leak(Box::new(*translation)));
+        true
+    }
+    fn forget_translation(&self, tuple: &Tuple) {
+        self.nat.borrow_mut().remove(tuple);
+    }
+    fn track(&self, original: &Tuple, change: impl FnOnce(&mut Conntrack)) -> bool {
+        self.conntrack.borrow_mut().get_mut(original).map(change).is_some()
+    }
+    fn start(&self, original: &Tuple, connection: &Conntrack) -> bool {
+        self.conntrack.borrow_mut().insert(*original, *connection);
+        true
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
+        self.fragments.borrow().get(key).copied()
+    }
+    fn remember_fragment(&self, key: &FragmentKey, ports: &Ports) {
+        self.fragments.borrow_mut().insert(*key, *ports);
+    }
+}
+
+impl Services for Fake {
+    fn random_slot(&self) -> u32 {
+        self.random()
+    }
+    fn frontend(&self, key: &FrontendKey) -> u32 {
+        self.frontends.get(key).copied().unwrap_or(0)
+    }
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.services.get(&id)
+    }
+    fn slot(&self, key: &SlotKey) -> u32 {
+        self.slots.get(key).copied().unwrap_or(0)
+    }
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(&id)
+    }
+    fn node_address(&self, addr: &Addr) -> u32 {
+        self.node_addresses.get(addr).copied().unwrap_or(0)
+    }
+}
+
+impl Tables for Fake {
+    fn node(&self) -> Addr {
+        addr("10.89.0.11")
+    }
+    fn router(&self) -> Addr {
+        addr("10.244.1.1")
+    }
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
+        self.endpoints.get(addr)
+    }
+    fn route(&self, addr: &Addr) -> Option<&Route> {
+        match addr.v4().to_ne_bytes() {
+            [10, 244, 1, _] => Some(&self.own),
+            [10, 244, 2, _] => Some(&self.remote),
+            [10, 244, ..] => Some(&self.unclaimed),
+            _ => None,
+        }
+    }
+}
+
+/// A whole frame.
+pub(super) struct Frame(pub Vec<u8>);
+
+impl Bytes for Frame {
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let bytes = self.0.get(offset as usize..offset as usize + size_of::<T>())?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+    fn length(&self) -> u32 {
+        self.0.len() as u32
+    }
+}
+
+/// An Ethernet header, an IPv4 header and what follows.
+pub(super) fn ip(proto: u8, src: &str, dst: &str, fragment: u16, payload: &[u8]) -> Frame {
+    let header = Ipv4Header {
+        version_length: 0x45,
+        total_length: (20 + payload.len() as u16).to_be(),
+        id: 99,
+        fragment: fragment.to_be(),
+        ttl: 64,
+        proto,
+        src: addr(src).v4(),
+        dst: addr(dst).v4(),
+        ..Ipv4Header::default()
+    };
+    let mut frame = std::vec![0u8; 12];
+    frame.extend([8, 0]);
+    frame.extend(bytemuck::bytes_of(&header));
+    frame.extend(payload);
+    Frame(frame)
+}
+
+pub(super) fn ports(sport: u16, dport: u16) -> Vec<u8> {
+    [sport.to_be_bytes(), dport.to_be_bytes()].concat()
+}
+
+pub(super) fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8) -> Frame {
+    let mut payload = ports(sport, dport);
+    payload.extend([0; 9]);
+    payload.push(flags);
+    payload.extend([0; 6]);
+    ip(Protocol::TCP, src, dst, 0, &payload)
+}
+
+pub(super) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Frame {
+    let mut payload = ports(sport, dport);
+    payload.extend([0, 8, 0, 0]);
+    ip(Protocol::UDP, src, dst, 0, &payload)
+}
+
+/// Reads a frame into fresh room.
+pub(super) fn read(tables: &Fake, frame: &Frame) -> Result<Work, DropReason> {
+    let mut work = Work::default();
+    parse(frame, tables, &mut work).map(|()| work)
+}
+
+pub(super) fn tuple(proto: u8, src: &str, sport: u16, dst: &str, dport: u16) -> Tuple {
+    Tuple {
+        src: addr(src),
+        dst: addr(dst),
+        sport: Port::new(sport),
+        dport: Port::new(dport),
+        proto,
+        reserved: [0; 3],
+    }
+}

@@ -1,0 +1,307 @@
+//! Whole connections, packet by packet, through the hooks they pass.
+
+use super::fake::{Fake, Frame, addr, ip, read, tcp, tuple, udp};
+use crate::{Next, Packet, Work, from_pod, nic_egress, nic_ingress, overlay_egress, overlay_ingress, to_pod};
+use leme_abi::{Addr, DropReason, Protocol, Scope, Service, Tuple};
+use std::vec::Vec;
+
+const TCP: u8 = Protocol::TCP;
+const SYN: u8 = Packet::SYN;
+const ACK: u8 = Packet::ACK;
+
+type Hook = fn(&Fake, &mut Work) -> Next;
+
+fn pod2(tables: &Fake, work: &mut Work) -> Next {
+    from_pod(tables, work, 2)
+}
+
+fn pod3(tables: &Fake, work: &mut Work) -> Next {
+    from_pod(tables, work, 3)
+}
+
+/// What a hook makes of a frame: where it goes, and the tuple it leaves with.
+fn walk(tables: &Fake, hook: Hook, frame: &Frame) -> (Next, Tuple) {
+    let mut work = read(tables, frame).unwrap();
+    let next = hook(tables, &mut work);
+    (next, if work.rewrite { work.to } else { work.packet.tuple })
+}
+
+fn dropped(tables: &Fake, hook: Hook, frame: &Frame) -> Option<DropReason> {
+    let mut work = read(tables, frame).unwrap();
+    (hook(tables, &mut work) == Next::Drop).then_some(work.reason)
+}
+
+fn answer(tuple: &Tuple, flags: u8) -> Frame {
+    let text = |addr: Addr| std::string::ToString::to_string(&core::net::IpAddr::from(addr));
+    tcp(&text(tuple.dst), tuple.dport.number(), &text(tuple.src), tuple.sport.number(), flags)
+}
+
+fn cluster_ip(tables: &mut Fake, backends: &[(&str, u16)]) {
+    tables.serve(1, &[(addr("10.96.0.10"), 80, Scope::Cluster)], backends, 0);
+}
+
+fn node_port(tables: &mut Fake, backends: &[(&str, u16)]) {
+    tables.serve(2, &[(Addr::ANY, 30080, Scope::Cluster)], backends, 0);
+}
+
+#[test]
+fn pods_of_a_node_talk_directly() {
+    let (next, to) = walk(&Fake::new(), pod2, &tcp("10.244.1.2", 40000, "10.244.1.3", 80, SYN));
+    assert_eq!((next, to), (Next::Pod, tuple(TCP, "10.244.1.2", 40000, "10.244.1.3", 80)));
+}
+
+#[test]
+fn pods_of_other_nodes_are_behind_the_overlay() {
+    let tables = Fake::new();
+    let mut work = read(&tables, &tcp("10.244.1.2", 40000, "10.244.2.9", 80, SYN)).unwrap();
+    assert_eq!(from_pod(&tables, &mut work, 2), Next::Overlay);
+    assert_eq!((work.node, work.rewrite), (addr("10.89.0.12"), false));
+}
+
+#[test]
+fn a_pod_sends_from_its_own_address_and_device_only() {
+    let frame = tcp("10.244.1.2", 40000, "10.244.1.3", 80, SYN);
+    assert_eq!(dropped(&Fake::new(), pod3, &frame), Some(DropReason::Spoofed));
+    let frame = tcp("10.89.0.11", 40000, "10.244.1.3", 80, SYN);
+    assert_eq!(dropped(&Fake::new(), pod2, &frame), Some(DropReason::Spoofed));
+}
+
+#[test]
+fn nothing_for_an_unknown_pod_leaves_the_cluster() {
+    let to = |dst| dropped(&Fake::new(), pod2, &tcp("10.244.1.2", 40000, dst, 80, SYN));
+    assert_eq!(to("10.244.1.77"), Some(DropReason::NoEndpoint));
+    assert_eq!(to("10.244.9.1"), Some(DropReason::NoRoute));
+    assert_eq!(to("239.1.1.1"), Some(DropReason::Multicast));
+}
+
+#[test]
+fn the_outside_sees_the_node_and_its_answers_come_back() {
+    let tables = Fake::new();
+    let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, SYN));
+    assert_eq!((next, out.src, out.dst), (Next::Outside, addr("10.89.0.11"), addr("198.51.100.2")));
+    assert!((12_000..=29_999).contains(&out.sport.number()));
+    let (next, back) = walk(&tables, nic_ingress, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Pod, tuple(TCP, "198.51.100.2", 443, "10.244.1.2", 40000)));
+    let (_, again) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, ACK));
+    assert_eq!(again, out);
+}
+
+#[test]
+fn other_nodes_see_the_node_too() {
+    let (next, out) = walk(&Fake::new(), pod2, &tcp("10.244.1.2", 40000, "10.89.0.12", 10250, SYN));
+    assert_eq!((next, out.src), (Next::Outside, addr("10.89.0.11")));
+}
+
+#[test]
+fn two_pods_with_one_source_port_are_told_apart() {
+    let mut tables = Fake::new();
+    tables.ports = (12_000, 12_003);
+    let out = |src, hook: Hook| walk(&tables, hook, &tcp(src, 40000, "198.51.100.2", 443, SYN)).1;
+    let (first, second) = (out("10.244.1.2", pod2), out("10.244.1.3", pod3));
+    assert_ne!(first, second);
+    assert_eq!(walk(&tables, nic_ingress, &answer(&second, ACK)).1.dst, addr("10.244.1.3"));
+}
+
+#[test]
+fn without_a_free_port_the_packet_is_dropped_and_nothing_is_left_behind() {
+    let mut tables = Fake::new();
+    tables.ports = (12_000, 12_000);
+    walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, SYN));
+    let before = tables.nat.borrow().len();
+    let frame = tcp("10.244.1.3", 40000, "198.51.100.2", 443, SYN);
+    assert_eq!(dropped(&tables, pod3, &frame), Some(DropReason::NoPort));
+    assert_eq!(tables.nat.borrow().len(), before);
+}
+
+#[test]
+fn a_service_missed_by_the_socket_is_resolved_per_packet() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
+    let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
+    assert_eq!((next, out.src, out.dst, out.dport.number()), (Next::Overlay, addr("10.244.1.2"), addr("10.244.2.9"), 8080));
+    let (next, back) = walk(&tables, overlay_ingress, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Pod, tuple(TCP, "10.96.0.10", 80, "10.244.1.2", 40000)));
+}
+
+#[test]
+fn a_pod_that_reaches_itself_through_a_service_sees_the_router() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.1.2", 8080)]);
+    let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
+    assert_eq!((next, out.src, out.dst), (Next::Pod, addr("10.244.1.1"), addr("10.244.1.2")));
+    let (next, back) = walk(&tables, pod2, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Pod, tuple(TCP, "10.96.0.10", 80, "10.244.1.2", 40000)));
+}
+
+#[test]
+fn the_nodes_own_answer_to_a_pod_gets_the_services_address() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.89.0.11", 6443)]);
+    let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
+    assert_eq!((next, out.src, out.dst), (Next::Pass, addr("10.244.1.2"), addr("10.89.0.11")));
+    let (next, back) = walk(&tables, to_pod, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Pass, tuple(TCP, "10.96.0.10", 80, "10.244.1.2", 40000)));
+}
+
+#[test]
+fn a_service_without_endpoints_is_refused_everywhere() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[]);
+    node_port(&mut tables, &[]);
+    assert_eq!(walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN)).0, Next::Reject);
+    assert_eq!(walk(&tables, nic_egress, &tcp("10.89.0.11", 40000, "10.96.0.10", 80, SYN)).0, Next::Reject);
+    assert_eq!(walk(&tables, nic_ingress, &tcp("198.51.100.2", 40000, "10.89.0.11", 30080, SYN)).0, Next::Reject);
+}
+
+#[test]
+fn a_node_port_keeps_the_client_towards_a_pod_of_the_node() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.1.2", 8080)]);
+    let (next, out) = walk(&tables, nic_ingress, &tcp("198.51.100.2", 5000, "10.89.0.11", 30080, SYN));
+    assert_eq!((next, out), (Next::Pod, tuple(TCP, "198.51.100.2", 5000, "10.244.1.2", 8080)));
+    let (next, back) = walk(&tables, pod2, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Outside, tuple(TCP, "10.89.0.11", 30080, "198.51.100.2", 5000)));
+}
+
+#[test]
+fn a_node_without_the_pod_forwards_and_the_answer_returns_through_it() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.2.9", 8080)]);
+    let (next, out) = walk(&tables, nic_ingress, &tcp("198.51.100.2", 5000, "10.89.0.11", 30080, SYN));
+    assert_eq!((next, out.src, out.dst), (Next::Overlay, addr("10.244.1.1"), addr("10.244.2.9")));
+    let (next, back) = walk(&tables, overlay_ingress, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Outside, tuple(TCP, "10.89.0.11", 30080, "198.51.100.2", 5000)));
+}
+
+#[test]
+fn two_node_ports_of_one_pod_do_not_mix_up_a_client_that_reuses_its_port() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.1.2", 8080)]);
+    tables.serve(3, &[(Addr::ANY, 30081, Scope::Cluster)], &[("10.244.1.2", 8080)], 0);
+    let (_, first) = walk(&tables, nic_ingress, &tcp("198.51.100.2", 5000, "10.89.0.11", 30080, SYN));
+    let (_, second) = walk(&tables, nic_ingress, &tcp("198.51.100.2", 5000, "10.89.0.11", 30081, SYN));
+    assert_ne!(first, second);
+    assert_eq!(walk(&tables, pod2, &answer(&first, SYN | ACK)).1.sport.number(), 30080);
+    assert_eq!(walk(&tables, pod2, &answer(&second, SYN | ACK)).1.sport.number(), 30081);
+}
+
+#[test]
+fn the_outside_sees_the_external_entry_where_there_is_one() {
+    let mut tables = Fake::new();
+    tables.serve(2, &[(Addr::ANY, 30080, Scope::Cluster)], &[("10.244.2.9", 8080)], Service::EXTERNAL_LOCAL);
+    tables.serve(3, &[(Addr::ANY, 30080, Scope::External)], &[("10.244.1.2", 8080)], Service::EXTERNAL_LOCAL);
+    let outside = walk(&tables, nic_ingress, &tcp("198.51.100.2", 5000, "10.89.0.11", 30080, SYN));
+    assert_eq!((outside.0, outside.1.dst), (Next::Pod, addr("10.244.1.2")));
+    let inside = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.89.0.11", 30080, SYN));
+    assert_eq!(inside.1.dst, addr("10.244.2.9"));
+}
+
+#[test]
+fn another_nodes_port_under_a_local_policy_is_that_nodes_to_resolve() {
+    let mut tables = Fake::new();
+    tables.serve(2, &[(Addr::ANY, 30080, Scope::Cluster)], &[("10.244.1.3", 8080)], Service::EXTERNAL_LOCAL);
+    let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.89.0.12", 30080, SYN));
+    assert_eq!((next, out.dst, out.dport.number()), (Next::Outside, addr("10.89.0.12"), 30080));
+}
+
+#[test]
+fn the_node_reaches_remote_pods_from_its_router_address() {
+    let tables = Fake::new();
+    let (next, out) = walk(&tables, overlay_egress, &tcp("10.244.1.1", 40000, "10.244.2.9", 80, SYN));
+    assert_eq!((next, out.src), (Next::Overlay, addr("10.244.1.1")));
+    let (_, out) = walk(&tables, overlay_egress, &tcp("10.89.0.11", 40000, "10.244.2.9", 80, SYN));
+    assert_eq!(out.src, addr("10.244.1.1"));
+    let (next, back) = walk(&tables, overlay_ingress, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Pass, tuple(TCP, "10.244.2.9", 80, "10.89.0.11", 40000)));
+}
+
+#[test]
+fn the_node_reaches_its_own_backend_through_a_service() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.89.0.11", 6443)]);
+    let (next, out) = walk(&tables, nic_egress, &tcp("10.89.0.11", 40000, "10.96.0.10", 80, SYN));
+    assert_eq!((next, out.src, out.dst), (Next::Back, addr("10.96.0.10"), addr("10.89.0.11")));
+    let (next, back) = walk(&tables, nic_egress, &answer(&out, SYN | ACK));
+    assert_eq!((next, back), (Next::Back, tuple(TCP, "10.96.0.10", 80, "10.89.0.11", 40000)));
+}
+
+#[test]
+fn nothing_is_carried_on_from_the_overlay() {
+    let frame = tcp("10.244.2.9", 40000, "198.51.100.2", 80, SYN);
+    assert_eq!(dropped(&Fake::new(), overlay_ingress, &frame), Some(DropReason::NoEndpoint));
+    let frame = tcp("10.244.2.9", 40000, "10.244.1.77", 80, SYN);
+    assert_eq!(dropped(&Fake::new(), overlay_ingress, &frame), Some(DropReason::NoEndpoint));
+}
+
+#[test]
+fn a_connection_that_starts_anew_chooses_again() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
+    let syn = tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN);
+    let (_, first) = walk(&tables, pod2, &syn);
+    walk(&tables, overlay_ingress, &answer(&first, ACK | Packet::RST));
+    cluster_ip(&mut tables, &[("10.244.2.10", 8080)]);
+    let (_, second) = walk(&tables, pod2, &syn);
+    assert_eq!(second.dst, addr("10.244.2.10"));
+    assert_eq!(tables.nat.borrow().len(), 2, "the old translations are gone");
+}
+
+#[test]
+fn a_running_connection_keeps_its_backend_when_the_service_changes() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
+    let (_, first) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
+    walk(&tables, overlay_ingress, &answer(&first, SYN | ACK));
+    tables.backends.clear();
+    cluster_ip(&mut tables, &[("10.244.2.10", 8080)]);
+    assert_eq!(walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, ACK)).1, first);
+}
+
+#[test]
+fn a_syn_whose_backend_is_gone_chooses_again() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
+    let syn = tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN);
+    walk(&tables, pod2, &syn);
+    tables.backends.clear();
+    tables.serve(4, &[(addr("10.96.0.10"), 80, Scope::Cluster)], &[("10.244.2.10", 8080)], 0);
+    assert_eq!(walk(&tables, pod2, &syn).1.dst, addr("10.244.2.10"));
+}
+
+#[test]
+fn an_error_from_the_way_reaches_the_pod_that_caused_it() {
+    let tables = Fake::new();
+    let (_, out) = walk(&tables, pod2, &udp("10.244.1.2", 40000, "198.51.100.2", 443));
+    let quoted = udp("10.89.0.11", out.sport.number(), "198.51.100.2", 443);
+    let mut payload: Vec<u8> = [3, 4, 0, 0, 0, 0, 5, 120].into();
+    payload.extend(&quoted.0[14..]);
+    let (next, back) = walk(&tables, nic_ingress, &ip(Protocol::ICMP, "203.0.113.1", "10.89.0.11", 0, &payload));
+    assert_eq!((next, back), (Next::Pod, tuple(Protocol::UDP, "198.51.100.2", 443, "10.244.1.2", 40000)));
+}
+
+#[test]
+fn silence_ends_a_connection_sooner_once_it_has_closed() {
+    let tables = Fake::new();
+    let lifetime = |tables: &Fake| tables.conntrack.borrow().values().next().unwrap().expires / 1_000_000_000;
+    let (_, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, SYN));
+    assert_eq!(lifetime(&tables), 120);
+    walk(&tables, nic_ingress, &answer(&out, SYN | ACK));
+    assert_eq!(lifetime(&tables), 432_000);
+    walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, ACK | Packet::FIN));
+    assert_eq!(lifetime(&tables), 120);
+    walk(&tables, nic_ingress, &answer(&out, ACK | Packet::FIN));
+    assert_eq!(lifetime(&tables), 10);
+}
+
+#[test]
+fn a_direct_connection_steps_aside_for_a_translated_one() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
+    let (_, translated) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
+    let port = translated.sport.number();
+    let (next, direct) = walk(&tables, pod2, &tcp("10.244.1.2", port, "10.244.2.9", 8080, SYN));
+    assert_eq!(next, Next::Overlay);
+    assert_ne!(direct, translated);
+    assert_eq!(walk(&tables, overlay_ingress, &answer(&direct, ACK)).1.dport.number(), port);
+    assert_eq!(walk(&tables, overlay_ingress, &answer(&translated, ACK)).1.dport.number(), 40000);
+}
