@@ -1,4 +1,5 @@
 //! The whole server over TLS, as clients meet it: certificates, tokens, restarts.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 

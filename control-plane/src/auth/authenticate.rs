@@ -60,11 +60,24 @@ impl Authenticator {
         if let Some(InProcess(user)) = request.extensions.get() {
             return Ok(Some(user.clone()));
         }
-        if let Some(peer) = request.extensions.get::<Peer>().filter(|peer| !peer.certificates.is_empty()) {
-            // Judged once for a connection: the certificate cannot change on it.
-            let judged = peer.identity.get_or_init(|| self.certificate(peer).map(Arc::new));
-            return judged.clone().map(Some);
+        let certificate = self.by_certificate(request);
+        if let Some(Ok(user)) = certificate {
+            return Ok(Some(user));
         }
+        match self.by_token(request).await {
+            // A bad certificate does not spoil a good token, and no token does not excuse a bad certificate.
+            Ok(None) => certificate.transpose(),
+            other => other,
+        }
+    }
+
+    fn by_certificate(&self, request: &Parts) -> Option<Outcome<Arc<User>>> {
+        let peer = request.extensions.get::<Peer>().filter(|peer| !peer.certificates.is_empty())?;
+        // Judged once for a connection: the certificate cannot change on it.
+        Some(peer.identity.get_or_init(|| self.certificate(peer).map(Arc::new)).clone())
+    }
+
+    async fn by_token(&self, request: &Parts) -> Outcome<Option<Arc<User>>> {
         let authorization = request.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         match authorization.and_then(bearer).or_else(|| websocket_bearer(request)) {
             None if authorization.is_some() => Err(Failure::unauthorized()),
