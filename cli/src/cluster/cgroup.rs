@@ -47,12 +47,14 @@ pub(crate) fn join(cgroup: &str) -> Result<()> {
     fs::write(folder.join("cgroup.procs"), "0").with_context(|| format!("cannot join {}", folder.display()))
 }
 
-/// Kills everything in the cgroup, in every hierarchy, and waits until it is gone.
+/// Kills everything in the cgroup but this process, in every hierarchy, and waits until it is gone.
 pub(crate) fn kill_all(cgroup: &str) -> Result<()> {
     let folders: Vec<_> =
         hierarchies().into_iter().map(|root| root.join(cgroup)).filter(|folder| folder.is_dir()).collect();
+    let others =
+        || folders.iter().flat_map(|folder| processes(folder)).filter(|&pid| pid != Pid::this()).collect::<Vec<_>>();
     let gone = wait_until(Duration::from_secs(20), || {
-        let left: Vec<_> = folders.iter().flat_map(|folder| processes(folder)).collect();
+        let left = others();
         for pid in &left {
             let _ = kill(*pid, Signal::SIGKILL);
         }

@@ -101,8 +101,11 @@ pub(crate) async fn stop(cluster: &Cluster, node: &Node) -> Result<()> {
     let mut failures = Vec::new();
     let mut note = |outcome: Result<()>| failures.extend(outcome.err().map(|error| format!("{error:#}")));
     if let Some(pid) = cluster.supervisor(node) {
-        process::signal(pid, Signal::SIGKILL);
-        process::wait_until(Duration::from_secs(5), || !process::alive(pid));
+        // It kills the node's processes at once and reaps them; what it does not manage is done below.
+        process::signal(pid, Signal::SIGTERM);
+        if !process::wait_until(Duration::from_secs(5), || !process::alive(pid)) {
+            process::signal(pid, Signal::SIGKILL);
+        }
     }
     note(cgroup::kill_all(&node.cgroup()));
     note(nic::remove(node).await);

@@ -53,7 +53,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     enter(&cluster, node)?;
     let mut components = components(&cluster, node);
     fs::write(cluster.supervisor_pid_file(node), std::process::id().to_string())?;
-    watch(&mut components, &listen(signals)?)
+    watch(&mut components, &listen(signals)?)?;
+    end(&node.cgroup())
 }
 
 /// Into the node's cgroup and namespaces, leaving behind threads that forward to the machine's loopback.
@@ -180,6 +181,13 @@ fn watch(components: &mut [Component], signals: &Receiver<Signal>) -> Result<()>
             Err(RecvTimeoutError::Disconnected) => bail!("the thread that waits for signals is gone"),
         }
     }
+}
+
+/// Told to end: the node's plug is pulled, and nobody is left for PID 1 to reap, which in containers often does not.
+fn end(cgroup: &str) -> Result<()> {
+    cgroup::kill_all(cgroup)?;
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
+    Ok(())
 }
 
 /// Takes every dead child, ours and those that shims and agents left to us, and notices adopted ones that are gone.
