@@ -1,0 +1,55 @@
+//! The programs in the kernel, one packet at a time: `BPF_PROG_TEST_RUN` on programs that a real `Datapath` has loaded,
+//! with tables it has written, in a network namespace of their own.
+//!
+//! `frame` builds and reads packets, `node` is the namespace with its devices and its datapath. A test is a list of
+//! [`Row`]s: a packet and where it enters, the verdict and the packet that leaves.
+
+pub mod frame;
+pub mod node;
+
+pub use frame::Frame;
+pub use node::{Node, in_namespace};
+
+/// What a tc program answers, linux/pkt_cls.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To the stack, or out of the device.
+    Pass,
+    Drop,
+    /// To a pod, through the tunnel, out of the node, or back to the sender.
+    Redirect,
+}
+
+impl Verdict {
+    fn from_action(action: u32) -> Self {
+        match action as i32 {
+            2 => Self::Drop,
+            7 => Self::Redirect,
+            _ => Self::Pass,
+        }
+    }
+}
+
+/// One packet through one program.
+pub struct Row {
+    pub name: &'static str,
+    pub program: &'static str,
+    /// Device at which the packet is.
+    pub device: &'static str,
+    pub packet: Frame,
+    pub verdict: Verdict,
+    /// The packet that leaves; None where it does not.
+    pub leaves: Option<Frame>,
+}
+
+/// Runs the rows in order on one node: connections live on from row to row. Checksums must hold in all that leaves.
+pub fn check(node: &Node, rows: &[Row]) {
+    for row in rows {
+        let (verdict, packet) = node.run(row.program, row.device, &row.packet);
+        assert_eq!(verdict, row.verdict, "{}", row.name);
+        if let Some(expected) = &row.leaves {
+            assert_eq!(packet.facts(), expected.facts(), "{}", row.name);
+            packet.check_checksums(row.name);
+        }
+    }
+}

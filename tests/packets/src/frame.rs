@@ -1,0 +1,158 @@
+//! Packets: an Ethernet header, IPv4, and TCP, UDP or ICMP with checksums that hold.
+
+use leme_packet::{ETHERNET, Ipv4Header};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+pub const SYN: u8 = 2;
+pub const ACK: u8 = 16;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame(pub Vec<u8>);
+
+/// What tests compare: everything that is not a checksum.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub src: SocketAddrV4,
+    pub dst: SocketAddrV4,
+    pub proto: u8,
+    pub ttl: u8,
+    pub rest: Vec<u8>,
+}
+
+fn address(text: &str) -> SocketAddrV4 {
+    text.parse().expect("an address and a port")
+}
+
+impl Frame {
+    pub fn tcp(src: &str, dst: &str, flags: u8) -> Self {
+        let (src, dst) = (address(src), address(dst));
+        let mut segment = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
+        segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+        segment.extend(b"payload");
+        seal(6, *src.ip(), *dst.ip(), &mut segment, Some(16));
+        Self::ip(6, *src.ip(), *dst.ip(), &segment)
+    }
+
+    pub fn udp(src: &str, dst: &str) -> Self {
+        let mut frame = Self::udp_without_checksum(src, dst);
+        let (src, dst) = (address(src), address(dst));
+        seal(17, *src.ip(), *dst.ip(), &mut frame.0[34..], Some(6));
+        frame
+    }
+
+    /// A checksum of zero says there is none.
+    pub fn udp_without_checksum(src: &str, dst: &str) -> Self {
+        let (src, dst) = (address(src), address(dst));
+        let mut datagram = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
+        datagram.extend([0, 15, 0, 0]);
+        datagram.extend(b"payload");
+        Self::ip(17, *src.ip(), *dst.ip(), &datagram)
+    }
+
+    /// ICMP echo request (8) or reply (0).
+    pub fn echo(kind: u8, src: &str, dst: &str, id: u16) -> Self {
+        let mut message = vec![kind, 0, 0, 0];
+        message.extend(id.to_be_bytes());
+        message.extend([0, 1, 1, 2]);
+        Self::icmp(src, dst, message)
+    }
+
+    /// "Fragmentation needed", about a packet.
+    pub fn too_big(src: &str, dst: &str, about: &Frame) -> Self {
+        let mut message = vec![3, 4, 0, 0, 0, 0, 5, 120];
+        message.extend(&about.0[14..42]);
+        Self::icmp(src, dst, message)
+    }
+
+    fn icmp(src: &str, dst: &str, mut message: Vec<u8>) -> Self {
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        Self::ip(1, src.parse().expect("an address"), dst.parse().expect("an address"), &message)
+    }
+
+    fn ip(proto: u8, src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Self {
+        let mut header = vec![0x45, 0];
+        header.extend((20 + payload.len() as u16).to_be_bytes());
+        header.extend([0, 7, 0x40, 0, 64, proto, 0, 0]);
+        header.extend(src.octets());
+        header.extend(dst.octets());
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+        frame.extend(header);
+        frame.extend(payload);
+        Self(frame)
+    }
+
+    /// The same packet one hop further.
+    pub fn routed(mut self) -> Self {
+        self.0[(ETHERNET + Ipv4Header::TTL) as usize] -= 1;
+        self
+    }
+
+    fn ip_payload(&self) -> &[u8] {
+        &self.0[34..]
+    }
+
+    pub fn facts(&self) -> Facts {
+        let octets = |at: usize| <[u8; 4]>::try_from(&self.0[at..at + 4]).expect("four bytes");
+        let proto = self.0[23];
+        let port = |at: usize| u16::from_be_bytes([self.ip_payload()[at], self.ip_payload()[at + 1]]);
+        let (sport, dport, rest) = match proto {
+            1 => (0, 0, [&self.ip_payload()[..2], &self.quoted_without_checksums()].concat()),
+            6 => (port(0), port(2), [&self.ip_payload()[4..16], &self.ip_payload()[18..]].concat()),
+            _ => (port(0), port(2), self.ip_payload()[8..].to_vec()),
+        };
+        let (src, dst) = (octets(26).into(), octets(30).into());
+        Facts { src: SocketAddrV4::new(src, sport), dst: SocketAddrV4::new(dst, dport), proto, ttl: self.0[22], rest }
+    }
+
+    /// An ICMP message behind its checksum; of a quoted packet neither its header's nor its own checksum.
+    fn quoted_without_checksums(&self) -> Vec<u8> {
+        let mut message = self.ip_payload()[4..].to_vec();
+        if self.ip_payload()[0] == 3 {
+            message[4 + 10..4 + 12].fill(0);
+            message[4 + 26..4 + 28].fill(0);
+        }
+        message
+    }
+
+    pub fn check_checksums(&self, name: &str) {
+        assert_eq!(checksum(&self.0[14..34]), 0, "{name}: checksum of the IP header");
+        let payload = self.ip_payload();
+        match self.0[23] {
+            1 => {
+                assert_eq!(checksum(payload), 0, "{name}: checksum of the ICMP message");
+                if payload[0] == 3 {
+                    assert_eq!(checksum(&payload[8..28]), 0, "{name}: checksum of the quoted IP header");
+                }
+            }
+            17 if payload[6..8] == [0, 0] => {}
+            proto => {
+                let facts = self.facts();
+                let sum = checksum(&[&pseudo(proto, *facts.src.ip(), *facts.dst.ip(), payload.len()), payload].concat());
+                assert_eq!(sum, 0, "{name}: transport checksum");
+            }
+        }
+    }
+}
+
+fn pseudo(proto: u8, src: Ipv4Addr, dst: Ipv4Addr, length: usize) -> Vec<u8> {
+    [&src.octets()[..], &dst.octets(), &[0, proto], &(length as u16).to_be_bytes()].concat()
+}
+
+/// Writes the transport checksum at `at`.
+fn seal(proto: u8, src: Ipv4Addr, dst: Ipv4Addr, payload: &mut [u8], at: Option<usize>) {
+    let Some(at) = at else { return };
+    payload[at..at + 2].fill(0);
+    let sum = checksum(&[&pseudo(proto, src, dst, payload.len())[..], payload].concat());
+    payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// RFC 1071, odd lengths padded.
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    let sum: u32 = bytes.chunks(2).map(word).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(((sum & 0xffff) + (sum >> 16)) as u16)
+}

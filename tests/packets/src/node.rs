@@ -1,0 +1,200 @@
+//! Node `a` (10.89.0.11, pods 10.244.1.2 and .3) of a cluster with node `b` (10.89.0.12), in a namespace of its own.
+
+use crate::{Frame, Verdict};
+use anyhow::{Context, Result};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use leme_datapath::{Config, Datapath, EndpointSpec, Sizes, Snapshot};
+use nix::{
+    mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+};
+use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+use tokio::runtime::Runtime;
+
+const BPFFS: &str = "/sys/fs/bpf";
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 11);
+const PODS: [(&str, [u8; 4]); 2] = [("pod2", [10, 244, 1, 2]), ("pod3", [10, 244, 1, 3])];
+
+/// Runs a test on a thread of its own in a new network namespace, with a node in it.
+pub fn in_namespace(objects: Vec<Value>, test: impl FnOnce(&mut Node) + Send + 'static) {
+    let outcome = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root: run them with `cargo xtask test packets`");
+        let mut node = Node::new(&objects).unwrap_or_else(|error| panic!("{error:?}"));
+        test(&mut node);
+    });
+    if let Err(panic) = outcome.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+pub struct Node {
+    pub datapath: Datapath,
+    pub snapshot: Snapshot,
+    runtime: Runtime,
+    cgroup: PathBuf,
+}
+
+impl Node {
+    fn new(objects: &[Value]) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("packets-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        ensure_bpffs()?;
+        let cgroup = cgroup_root()?.join(&name);
+        fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let nic = runtime.block_on(make_devices())?;
+        let mut config = Config::new(name, &cgroup, IpAddr::V4(ADDRESS), "10.244.1.0/24".parse()?);
+        config.node = "a".into();
+        config.nics = vec![nic];
+        config.sizes = Sizes { connections: 4096, ..config.sizes };
+        let mut datapath = runtime.block_on(Datapath::open(config))?;
+        for (device, addr) in PODS {
+            let ifindex = if_nametoindex(device)?;
+            let spec = EndpointSpec { addr: addr.into(), ifindex, mac: [2, 0, 0, 0, 1, 0], host_mac: [2, 0, 0, 0, 1, 1] };
+            datapath.add_endpoint(&spec)?;
+        }
+        let mut snapshot = Snapshot::new("a");
+        for object in cluster().iter().chain(objects) {
+            feed(&mut snapshot, object)?;
+        }
+        datapath.reconcile_all(&snapshot)?;
+        Ok(Self { datapath, snapshot, runtime, cgroup })
+    }
+
+    /// One packet through one loaded program, as if it were at a device.
+    pub fn run(&self, program: &str, device: &str, packet: &Frame) -> (Verdict, Frame) {
+        let pin = self.datapath.config().pin_dir.join("programs").join(program);
+        let program = SchedClassifier::from_pin(pin).expect("the datapath pins its programs");
+        let mut context = [0u8; 192];
+        // `ifindex` of `struct __sk_buff`.
+        let ifindex = if_nametoindex(device).expect("a device of the node");
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0u8; 2048];
+        let options = TestRunOptions {
+            data_in: Some(&packet.0),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).expect("the kernel runs it");
+        out.truncate(result.data_size_out as usize);
+        (Verdict::from_action(result.return_value), Frame(out))
+    }
+
+    /// Moves this process into the node's cgroup while `work` runs: its sockets become the node's.
+    pub fn within_cgroup(&self, work: impl FnOnce()) {
+        let own = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
+        let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), std::process::id().to_string());
+        enter(&self.cgroup).expect("enter the node's cgroup");
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        enter(&cgroup_root().expect("found before").join(own)).expect("leave the node's cgroup");
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    pub fn feed(&mut self, object: &Value) {
+        feed(&mut self.snapshot, object).expect("an object");
+        self.datapath.reconcile_all(&self.snapshot).expect("room in the tables");
+    }
+
+    /// Opens the datapath once more, as an agent that comes after a crash.
+    pub fn restart(&mut self) {
+        let config = self.datapath.config().clone();
+        self.datapath = self.runtime.block_on(Datapath::open(config)).expect("adopts what is pinned");
+    }
+
+    pub fn counter(&self, name: &str) -> u64 {
+        self.datapath.dump().expect("the tables").counters.get(name).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let config = self.datapath.config().clone();
+        let removed = self.runtime.block_on(leme_datapath::remove_all(&config));
+        let gone = fs::remove_dir(&self.cgroup);
+        if !std::thread::panicking() {
+            removed.expect("everything goes");
+            gone.expect("the cgroup goes");
+        }
+    }
+}
+
+/// Two nodes; this one is `a`.
+fn cluster() -> [Value; 2] {
+    [("a", 1), ("b", 2)].map(|(name, n)| {
+        json!({"kind": "Node", "metadata": {"name": name}, "spec": {"podCIDRs": [format!("10.244.{n}.0/24")]},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.89.0.1{n}")}]}})
+    })
+}
+
+fn feed(snapshot: &mut Snapshot, object: &Value) -> Result<()> {
+    match object["kind"].as_str() {
+        Some("Service") => drop(snapshot.upsert_service(&serde_json::from_value(object.clone())?)),
+        Some("EndpointSlice") => drop(snapshot.upsert_slice(&serde_json::from_value(object.clone())?)),
+        Some("Node") => drop(snapshot.upsert_node(&serde_json::from_value(object.clone())?)),
+        kind => anyhow::bail!("{kind:?} is no kind of a scenario"),
+    }
+    Ok(())
+}
+
+/// A Service with a port of both protocols, and its slice. `backends` are addresses and nodes; the backends' port is 8080.
+pub fn service(name: &str, ip: &str, node_port: u16, backends: &[(&str, &str)]) -> Vec<Value> {
+    let ports: Vec<Value> = ["TCP", "UDP"]
+        .iter()
+        .map(|p| json!({"name": p.to_lowercase(), "port": 80, "nodePort": node_port, "protocol": p}))
+        .collect();
+    let targets: Vec<Value> =
+        ["TCP", "UDP"].iter().map(|p| json!({"name": p.to_lowercase(), "port": 8080, "protocol": p})).collect();
+    let endpoints: Vec<Value> =
+        backends.iter().map(|(address, node)| json!({"addresses": [address], "nodeName": node})).collect();
+    vec![
+        json!({"kind": "Service", "metadata": {"namespace": "default", "name": name},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "type": "NodePort", "ports": ports}}),
+        json!({"kind": "EndpointSlice", "addressType": "IPv4", "ports": targets, "endpoints": endpoints,
+            "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": name}}}),
+    ]
+}
+
+/// `lo` up, the NIC `eth0` with the node's address and a default route, and the pods' host ends. Returns the NIC.
+async fn make_devices() -> Result<u32> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    for (name, peer) in [("eth0", "wire"), ("pod2", "peer2"), ("pod3", "peer3")] {
+        handle.link().add(LinkVeth::new(name, peer).build()).execute().await?;
+    }
+    for name in ["lo", "eth0", "wire", "pod2", "peer2", "pod3", "peer3"] {
+        let index = if_nametoindex(name)?;
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+    }
+    let nic = if_nametoindex("eth0")?;
+    handle.address().add(nic, IpAddr::V4(ADDRESS), 24).execute().await?;
+    let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 89, 0, 1));
+    handle.route().add(default.build()).execute().await?;
+    Ok(nic)
+}
+
+fn ensure_bpffs() -> Result<()> {
+    if statfs(BPFFS)?.filesystem_type() != BPF_FS_MAGIC {
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs")?;
+    }
+    Ok(())
+}
+
+/// Where cgroup v2 is: alone, or beside v1.
+fn cgroup_root() -> Result<PathBuf> {
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+    let is_v2 = |path: &PathBuf| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    places.into_iter().find(is_v2).context("no cgroup v2 is mounted")
+}

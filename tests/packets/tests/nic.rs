@@ -1,0 +1,106 @@
+use leme_tests_packets::{
+    Frame, Row, Verdict, check,
+    frame::{ACK, SYN},
+    in_namespace,
+    node::service,
+};
+
+fn row(name: &'static str, program: &'static str, device: &'static str, packet: Frame, leaves: Frame) -> Row {
+    let verdict = Verdict::Redirect;
+    Row { name, program, device, packet, verdict, leaves: Some(leaves) }
+}
+
+#[test]
+fn a_node_port_reaches_a_pod_of_the_node_with_the_clients_address() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
+        check(node, &[
+            row("in", "nic_ingress", "eth0",
+                Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
+                Frame::tcp("198.51.100.2:5000", "10.244.1.2:8080", SYN)),
+            row("out", "from_pod", "pod2",
+                Frame::tcp("10.244.1.2:8080", "198.51.100.2:5000", SYN | ACK),
+                Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK).routed()),
+            row("in over UDP", "nic_ingress", "eth0",
+                Frame::udp("198.51.100.2:5000", "10.89.0.11:30080"),
+                Frame::udp("198.51.100.2:5000", "10.244.1.2:8080")),
+        ]);
+    });
+}
+
+#[test]
+fn a_node_without_the_pod_forwards_from_its_router_address() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.2.9", "b")]), |node| {
+        let (verdict, out) = node.run("nic_ingress", "eth0", &Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN));
+        let facts = out.facts();
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!((facts.src.ip().to_string(), facts.dst.to_string()), ("10.244.1.1".into(), "10.244.2.9:8080".into()));
+        out.check_checksums("forwarded");
+    });
+}
+
+#[test]
+fn a_host_network_backend_of_this_node_answers_as_the_node_port() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        let pass = |row: Row| Row { verdict: Verdict::Pass, ..row };
+        check(node, &[
+            pass(row("in", "nic_ingress", "eth0",
+                Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
+                Frame::tcp("198.51.100.2:5000", "10.89.0.11:8080", SYN))),
+            pass(row("out", "nic_egress", "eth0",
+                Frame::tcp("10.89.0.11:8080", "198.51.100.2:5000", SYN | ACK),
+                Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK))),
+        ]);
+    });
+}
+
+#[test]
+fn the_nodes_other_traffic_passes_untouched() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
+        let same = |name, program, packet: Frame| Row {
+            name, program, device: "eth0", packet: packet.clone(), verdict: Verdict::Pass, leaves: Some(packet),
+        };
+        check(node, &[
+            same("ssh in", "nic_ingress", Frame::tcp("198.51.100.2:5000", "10.89.0.11:22", SYN)),
+            same("tunnelled", "nic_ingress", Frame::udp("10.89.0.12:5000", "10.89.0.11:4789")),
+            same("of others", "nic_ingress", Frame::tcp("198.51.100.2:5000", "203.0.113.9:30080", SYN)),
+            same("out", "nic_egress", Frame::tcp("10.89.0.11:40000", "198.51.100.2:443", SYN)),
+            same("to another node's NodePort", "nic_egress", Frame::tcp("10.89.0.11:40000", "10.89.0.12:30080", SYN)),
+        ]);
+    });
+}
+
+#[test]
+fn a_host_packet_to_a_service_is_resolved_on_its_way_out() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
+        let (verdict, out) = node.run("nic_egress", "eth0", &Frame::tcp("10.89.0.11:40000", "10.96.0.50:80", SYN));
+        assert_eq!((verdict, out.facts().dst.to_string()), (Verdict::Redirect, "10.244.1.2:8080".into()));
+        let answer = Frame::tcp("10.244.1.2:8080", &out.facts().src.to_string(), SYN | ACK);
+        let back = Frame::tcp("10.96.0.50:80", "10.89.0.11:40000", SYN | ACK);
+        let to_host = row("the answer", "from_pod", "pod2", answer, back);
+        check(node, &[Row { verdict: Verdict::Pass, ..to_host }]);
+    });
+}
+
+#[test]
+fn a_node_port_without_endpoints_says_so() {
+    in_namespace(service("none", "10.96.0.51", 30081, &[]), |node| {
+        let (verdict, out) = node.run("nic_ingress", "eth0", &Frame::tcp("198.51.100.2:5000", "10.89.0.11:30081", SYN));
+        assert_eq!((verdict, &out.0[34..36]), (Verdict::Redirect, &[3, 3][..]));
+        out.check_checksums("port unreachable");
+    });
+}
+
+#[test]
+fn a_restarted_agent_keeps_connections_and_tables() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a"), ("10.244.1.3", "a")]), |node| {
+        let opening = Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN);
+        let before = node.run("nic_ingress", "eth0", &opening).1.facts().dst;
+        let tables = node.datapath.dump().unwrap().services;
+        node.restart();
+        let next = Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", ACK);
+        assert_eq!(node.run("nic_ingress", "eth0", &next).1.facts().dst, before);
+        assert_eq!(node.datapath.dump().unwrap().services, tables);
+        let report = node.datapath.reconcile_all(&node.snapshot).unwrap();
+        assert_eq!(report.operations, 0);
+    });
+}

@@ -1,0 +1,100 @@
+//! The kernel has no test run for socket hooks: real sockets, in the node's namespace and cgroup.
+
+use leme_tests_packets::{in_namespace, node::service};
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+const VIP: &str = "10.96.0.50:80";
+const BACKEND: &str = "10.89.0.11:8080";
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_connect_to_a_service_reaches_its_backend_and_the_peer_is_the_service() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        node.within_cgroup(|| {
+            let listener = TcpListener::bind(BACKEND).unwrap();
+            for address in [VIP, "10.89.0.11:30080", "10.89.0.12:30080", "10.244.1.1:30080", "127.0.0.1:30080"] {
+                let mut client = TcpStream::connect_timeout(&addr(address), Duration::from_secs(2))
+                    .unwrap_or_else(|error| panic!("{address}: {error}"));
+                assert_eq!(client.peer_addr().unwrap(), addr(address));
+                let (mut server, _) = listener.accept().unwrap();
+                server.write_all(b"hello").unwrap();
+                let mut hello = [0; 5];
+                client.read_exact(&mut hello).unwrap();
+            }
+        });
+    });
+}
+
+#[test]
+fn datagrams_go_to_the_backend_and_answers_come_from_the_service() {
+    in_namespace(service("dns", "10.96.0.50", 30053, &[("10.89.0.11", "a")]), |node| {
+        node.within_cgroup(|| {
+            let server = UdpSocket::bind(BACKEND).unwrap();
+            let answer = || {
+                let mut buffer = [0; 16];
+                let (length, from) = server.recv_from(&mut buffer).unwrap();
+                server.send_to(&buffer[..length], from).unwrap();
+            };
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut buffer = [0; 16];
+            for address in [VIP, "10.89.0.11:30053", "127.0.0.1:30053"] {
+                client.send_to(b"who", addr(address)).unwrap();
+                answer();
+                assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, addr(address)), "unconnected");
+            }
+            client.connect(addr(VIP)).unwrap();
+            client.send(b"who").unwrap();
+            answer();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, addr(VIP)), "connected");
+            assert_eq!(client.peer_addr().unwrap(), addr(VIP));
+        });
+    });
+}
+
+#[test]
+fn a_service_without_endpoints_refuses() {
+    in_namespace(service("none", "10.96.0.50", 30080, &[]), |node| {
+        node.within_cgroup(|| {
+            for address in [VIP, "10.89.0.11:30080", "127.0.0.1:30080"] {
+                let refused = TcpStream::connect_timeout(&addr(address), Duration::from_secs(2)).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
+                let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+                assert_eq!(client.send_to(b"who", addr(address)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            }
+        });
+    });
+}
+
+#[test]
+fn a_socket_follows_a_service_that_gets_its_first_endpoint() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[]), |node| {
+        let listener = TcpListener::bind(BACKEND).unwrap();
+        for object in service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]) {
+            node.feed(&object);
+        }
+        node.within_cgroup(|| {
+            TcpStream::connect_timeout(&addr(VIP), Duration::from_secs(2)).unwrap();
+            listener.accept().unwrap();
+        });
+    });
+}
+
+#[test]
+fn other_addresses_are_left_alone() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        node.within_cgroup(|| {
+            let listener = TcpListener::bind("127.0.0.1:8081").unwrap();
+            let client = TcpStream::connect("127.0.0.1:8081").unwrap();
+            assert_eq!(client.peer_addr().unwrap(), addr("127.0.0.1:8081"));
+            assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        });
+    });
+}
