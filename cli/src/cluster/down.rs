@@ -34,20 +34,24 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         note(Lan::remove(&cluster.lan_pins()).context("the program that joins the nodes"));
     }
     note(cluster.traces.kubeconfig.as_ref().map_or(Ok(()), |trace| kubeconfig::restore(trace, &cluster.context())));
-    note(remove_bpffs(&cluster));
+    kubeconfig::forget_discovery(cluster.control_plane().address);
+    let heir = another(&options.which)?;
+    if heir.is_none() {
+        note(remove_bpffs(&cluster));
+    }
     if !failures.is_empty() {
         bail!(
             "not everything could be removed; run `leme down` again when this is solved:\n  {}",
             failures.join("\n  ")
         );
     }
-    remove_files(&cluster)?;
+    remove_files(&cluster, heir)?;
     println!("Cluster {} is removed.", bold(&cluster.name));
     Ok(())
 }
 
 fn remove_bpffs(cluster: &Cluster) -> Result<()> {
-    // Other clusters' pins keep it.
+    // An agent that is not of a local cluster keeps it.
     let _ = fs::remove_dir(Path::new(BPFFS).join("leme"));
     let empty = fs::read_dir(BPFFS).is_ok_and(|mut entries| entries.next().is_none());
     if cluster.traces.mounted_bpffs && empty && super::namespace::is_mount(Path::new(BPFFS)) {
@@ -56,17 +60,39 @@ fn remove_bpffs(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The cluster's directory last: it says what there is to remove.
-fn remove_files(cluster: &Cluster) -> Result<()> {
-    match fs::remove_dir_all(&cluster.folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", cluster.folder.display()));
+/// Another local cluster of this machine: it needs what this one made outside of its own directory.
+fn another(which: &Which) -> Result<Option<Cluster>> {
+    for entry in fs::read_dir(&which.state_dir).into_iter().flatten().flatten() {
+        if entry.path() != which.folder()
+            && let Some(cluster) = Cluster::load(&entry.path())?
+        {
+            return Ok(Some(cluster));
         }
-        _ => {}
     }
+    Ok(None)
+}
+
+/// The cluster's directory last: it says what there is to remove. What another cluster still needs becomes its own.
+fn remove_files(cluster: &Cluster, heir: Option<Cluster>) -> Result<()> {
+    if let Some(mut heir) = heir {
+        heir.traces.mounted_bpffs |= cluster.traces.mounted_bpffs;
+        heir.traces.folders.splice(0..0, cluster.traces.folders.iter().cloned());
+        heir.save()?;
+        return remove_folder(&cluster.folder);
+    }
+    remove_folder(&cluster.folder)?;
     for folder in cluster.traces.folders.iter().rev() {
         // Not empty: somebody else uses it by now.
         let _ = fs::remove_dir(folder);
     }
     Ok(())
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -77,6 +78,15 @@ pub(crate) fn restore(trace: &Trace, context: &str) -> Result<()> {
         let _ = fs::remove_dir(folder);
     }
     Ok(())
+}
+
+/// Removes what kubectl remembers of the kinds served at an address that the next cluster will have, too.
+pub(crate) fn forget_discovery(server: Ipv4Addr) {
+    let cache = env::var_os("KUBECACHEDIR").map(PathBuf::from);
+    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".kube/cache")));
+    if let Some(cache) = cache {
+        let _ = fs::remove_dir_all(cache.join("discovery").join(format!("{server}_6443")));
+    }
 }
 
 /// Where kubectl reads: the first file of KUBECONFIG, else `~/.kube/config`.

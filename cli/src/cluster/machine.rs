@@ -32,7 +32,7 @@ impl Cluster {
 /// Files a node needs before it is switched on: identity, containerd's configuration, name servers.
 pub(crate) fn prepare(cluster: &Cluster, node: &Node, authority: &Authority) -> Result<()> {
     let folder = cluster.node_dir(node);
-    for sub in ["run/containerd", "run/leme", "log/pods", "kubelet", "pids", "pki"] {
+    for sub in ["run/containerd", "run/leme", "log/pods", "cni/cache", "kubelet", "pids", "pki"] {
         fs::create_dir_all(folder.join(sub))
             .with_context(|| format!("cannot create {}", folder.join(sub).display()))?;
     }
@@ -64,8 +64,8 @@ pub(crate) async fn start(cluster: &Cluster, node: &Node) -> Result<Vec<PathBuf>
     let namespaces = cluster.namespaces(node);
     let mut made = Vec::new();
     if !namespaces.exist() {
-        let view = View { host_name: &node.name, run: &folder.join("run"), volumes: &folder.join("kubelet") };
-        made = namespaces.create(&view)?;
+        let [run, cni, volumes] = ["run", "cni/cache", "kubelet"].map(|sub| folder.join(sub));
+        made = namespaces.create(&View { host_name: &node.name, run: &run, cni: &cni, volumes: &volumes })?;
     }
     nic::ensure(cluster, node, &namespaces).await?;
     if cluster.supervisor(node).is_none() {

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::process::{Fork, fork};
 
 const NETNS: &str = "/run/netns";
+const CNI: &str = "/var/lib/cni";
 const NONE: Option<&str> = None;
 
 /// Where a node's namespaces are pinned.
@@ -29,6 +30,8 @@ pub(crate) struct View<'a> {
     pub(crate) host_name: &'a str,
     /// Becomes `/run`.
     pub(crate) run: &'a Path,
+    /// Becomes `/var/lib/cni`, where containerd remembers networks and cannot be told otherwise.
+    pub(crate) cni: &'a Path,
     /// Volumes: mounts below propagate between the node and its containers.
     pub(crate) volumes: &'a Path,
 }
@@ -53,8 +56,10 @@ impl Namespaces {
     /// Makes and pins all three. Returns directories that had to be made on the machine.
     pub(crate) fn create(&self, view: &View<'_>) -> Result<Vec<PathBuf>> {
         self.remove()?;
-        let made = if Path::new(NETNS).is_dir() { vec![] } else { vec![PathBuf::from(NETNS)] };
-        fs::create_dir_all(NETNS)?;
+        let made: Vec<_> = [NETNS, CNI].map(PathBuf::from).into_iter().filter(|folder| !folder.is_dir()).collect();
+        for folder in &made {
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
         fs::create_dir_all(&self.pins)?;
         mount(Some(&self.pins), &self.pins, NONE, MsFlags::MS_BIND, NONE)
             .context("cannot mount the pins' directory")?;
@@ -125,6 +130,7 @@ fn prepare(view: &View<'_>) -> Result<()> {
     mount(NONE, "/", NONE, MsFlags::MS_SLAVE | MsFlags::MS_REC, NONE)?;
     mount(Some(view.volumes), view.volumes, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
     mount(NONE, view.volumes, NONE, MsFlags::MS_SHARED | MsFlags::MS_REC, NONE)?;
+    mount(Some(view.cni), CNI, NONE, MsFlags::MS_BIND, NONE)?;
     mount(Some(view.run), "/run", NONE, MsFlags::MS_BIND, NONE)?;
     Ok(())
 }
