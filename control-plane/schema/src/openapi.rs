@@ -5,6 +5,7 @@
 //! here. Everything is made when first asked for: the API keeps the bytes and their hash. kubectl's explain, apply and
 //! validation read it.
 
+mod gnostic;
 mod kinds;
 mod paths;
 
@@ -16,6 +17,8 @@ use sha2::{Digest, Sha256};
 
 use crate::definition::{Definition, Field, ListType, Shape, definition, definition_of};
 use crate::discovery::Row;
+
+pub use gnostic::MEDIA_TYPE as V2_PROTOBUF;
 
 /// A document and what names its content: for ETag and `?hash=`.
 #[derive(Clone, Debug)]
@@ -34,7 +37,10 @@ enum Edition {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        let bytes = value.to_string().into_bytes();
+        Self::of_bytes(value.to_string().into_bytes())
+    }
+
+    fn of_bytes(bytes: Vec<u8>) -> Self {
         let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
         Self { bytes, hash }
     }
@@ -75,13 +81,22 @@ pub fn v3(rows: &[Row<'_>], group: &str, version: &str) -> Option<Document> {
 
 /// `/openapi/v2`
 pub fn v2(rows: &[Row<'_>]) -> Document {
+    Document::new(&swagger(rows))
+}
+
+/// The same as gnostic's `openapi.v2.Document`, for who accepts [`V2_PROTOBUF`].
+pub fn v2_protobuf(rows: &[Row<'_>]) -> Document {
+    Document::of_bytes(gnostic::document(&swagger(rows)))
+}
+
+fn swagger(rows: &[Row<'_>]) -> Value {
     let served: Vec<&Row<'_>> = rows.iter().collect();
-    Document::new(&json!({
+    json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.36.2"},
         "paths": paths::of(&served, Edition::V2),
         "definitions": schemas(&served, Edition::V2),
-    }))
+    })
 }
 
 impl Edition {

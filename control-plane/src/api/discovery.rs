@@ -30,7 +30,8 @@ use crate::resources::Resource;
 /// The documents that follow from the table.
 pub struct Documents {
     rows: Vec<Row<'static>>,
-    v2: OnceLock<Arc<Document>>,
+    v2: OnceLock<Document>,
+    v2_protobuf: OnceLock<Document>,
     v3: Mutex<HashMap<String, Option<Arc<Document>>>>,
 }
 
@@ -47,11 +48,16 @@ impl From<openapi::Document> for Document {
 
 impl Documents {
     pub fn new(table: &'static [Resource]) -> Self {
-        Self { rows: table.iter().map(row).collect(), v2: OnceLock::new(), v3: Mutex::default() }
+        let rows = table.iter().map(row).collect();
+        Self { rows, v2: OnceLock::new(), v2_protobuf: OnceLock::new(), v3: Mutex::default() }
     }
 
-    fn v2(&self) -> Arc<Document> {
-        self.v2.get_or_init(|| Arc::new(openapi::v2(&self.rows).into())).clone()
+    fn v2(&self) -> &Document {
+        self.v2.get_or_init(|| openapi::v2(&self.rows).into())
+    }
+
+    fn v2_protobuf(&self) -> &Document {
+        self.v2_protobuf.get_or_init(|| openapi::v2_protobuf(&self.rows).into())
     }
 
     fn v3(&self, group: &str, version: &str) -> Option<Arc<Document>> {
@@ -125,6 +131,7 @@ fn paths(rows: &[Row<'_>]) -> Vec<String> {
     paths
 }
 
+const V2_FORMS: &[&str] = &["application/json", openapi::V2_PROTOBUF];
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 fn asks_aggregated(parts: &Parts) -> bool {
@@ -142,15 +149,16 @@ fn aggregated(parts: &Parts, rows: &[Row<'_>], core: bool) -> Response<Body> {
     tagged(parts, bytes, &hash, AGGREGATED)
 }
 
+/// In the first offered form that we have.
 fn v2(app: &App, parts: &Parts) -> Outcome<Response<Body>> {
-    let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let json = accept.is_empty()
-        || accept.split(',').any(|o| matches!(o.split(';').next().map(str::trim), Some("application/json" | "*/*")));
-    if !json {
-        return Err(Failure::not_acceptable(media::offered()));
-    }
-    let document = app.documents.v2();
-    Ok(tagged(parts, document.bytes.clone(), &document.hash, "application/json"))
+    let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
+    let form = |offer: &str| match offer.split(';').next()?.trim() {
+        "" | "application/json" | "application/*" | "*/*" => Some((app.documents.v2(), "application/json")),
+        openapi::V2_PROTOBUF => Some((app.documents.v2_protobuf(), openapi::V2_PROTOBUF)),
+        _ => None,
+    };
+    let (document, media) = accept.split(',').find_map(form).ok_or_else(|| Failure::not_acceptable(V2_FORMS))?;
+    Ok(tagged(parts, document.bytes.clone(), &document.hash, media))
 }
 
 fn v3(app: &App, parts: &Parts, query: &Query, group: &str, version: &str) -> Outcome<Response<Body>> {

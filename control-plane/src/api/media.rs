@@ -35,7 +35,6 @@ impl Accept {
     pub const JSON: Self = Self { format: Format::Json, view: View::Object };
 }
 
-const OFFERED: &[&str] = &["application/json", "application/yaml"];
 /// What upstream's message lists; clients compare the text.
 const LISTED: &[&str] = &[
     "application/json",
@@ -95,11 +94,6 @@ pub fn body_format(headers: &HeaderMap) -> Outcome<Format> {
 pub fn content_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
-}
-
-/// Media types that we write, for documents that are not objects (discovery, OpenAPI).
-pub fn offered() -> &'static [&'static str] {
-    OFFERED
 }
 
 #[cfg(test)]
