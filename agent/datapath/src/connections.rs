@@ -22,9 +22,11 @@ impl Connections {
         let now = monotonic();
         let mut expired = Vec::new();
         let mut live = 0;
-        self.conntrack.visit(|original, connection| {
-            if connection.expires < now { expired.push(*original) } else { live += 1 }
-        })?;
+        self.conntrack.visit(
+            |original, connection| {
+                if connection.expires < now { expired.push(*original) } else { live += 1 }
+            },
+        )?;
         let capacity = self.conntrack.capacity() as usize;
         let mut removed = expired.len();
         self.forget(&expired)?;

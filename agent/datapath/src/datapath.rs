@@ -237,7 +237,9 @@ impl Datapath {
     fn apply_nodes(&mut self, mut planned: NodeTables) -> Result<usize> {
         let own = NodeAddress::KNOWN | NodeAddress::LOCAL;
         let local = RouteTo { node: self.config.addresses[0].into(), flags: Route::LOCAL };
-        planned.routes.insert(route_key(self.config.cluster_cidr), RouteTo { flags: Route::UNREACHABLE, ..RouteTo::default() });
+        planned
+            .routes
+            .insert(route_key(self.config.cluster_cidr), RouteTo { flags: Route::UNREACHABLE, ..RouteTo::default() });
         planned.routes.insert(route_key(self.config.pod_cidr), local);
         planned.addresses.extend(self.config.addresses.iter().map(|address| (Addr::from(*address), own)));
         planned.addresses.insert(self.config.router().into(), own | NodeAddress::ROUTER);
@@ -249,8 +251,12 @@ impl Datapath {
             .filter(|(key, to)| self.nodes.routes.get(key) != Some(to))
             .map(|(key, to)| (key, Route::from(to)))
             .collect();
-        let addresses: Vec<_> =
-            planned.addresses.iter().filter(|(key, flags)| self.nodes.addresses.get(key) != Some(flags)).map(|(k, v)| (*k, *v)).collect();
+        let addresses: Vec<_> = planned
+            .addresses
+            .iter()
+            .filter(|(key, flags)| self.nodes.addresses.get(key) != Some(flags))
+            .map(|(k, v)| (*k, *v))
+            .collect();
         self.tables.routes.put_all(&routes)?;
         self.tables.node_addresses.put_all(&addresses)?;
         let gone_routes: Vec<_> = missing(&self.nodes.routes, &planned.routes).map(|(key, _)| key).collect();

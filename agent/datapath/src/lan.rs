@@ -24,15 +24,8 @@ pub struct Lan {
 }
 
 /// Room for the machine's connections on behalf of its nodes; the maps of a node are not used here.
-const SIZES: Sizes = Sizes {
-    connections: 16_384,
-    frontends: 1,
-    services: 1,
-    slots: 1,
-    backends: 1,
-    endpoints: 256,
-    routes: 1,
-};
+const SIZES: Sizes =
+    Sizes { connections: 16_384, frontends: 1, services: 1, slots: 1, backends: 1, endpoints: 256, routes: 1 };
 
 impl Lan {
     /// Loads or adopts. `pin_dir`: `/sys/fs/bpf/leme/<cluster>-lan` or the like, one per local cluster.

@@ -86,7 +86,8 @@ impl Ledger {
         let mut ledger = Self { next_service: 1, next_backend: 1, ..Self::default() };
         let mut operations = Operations::default();
         ledger.backends = found.backends.iter().map(|(id, backend)| (*id, (*backend, 0))).collect();
-        ledger.entries = found.services.iter().map(|(id, value)| (*id, Entry { value: *value, ..Entry::default() })).collect();
+        ledger.entries =
+            found.services.iter().map(|(id, value)| (*id, Entry { value: *value, ..Entry::default() })).collect();
         for (key, id) in found.frontends {
             match ledger.entries.get_mut(&id) {
                 Some(entry) => {
@@ -169,7 +170,8 @@ impl Ledger {
         let new = !self.entries.contains_key(&id);
         let mut entry = self.entries.remove(&id).unwrap_or_default();
         let wanted = Service { flags: plan.flags, affinity: plan.affinity, ..entry.value };
-        let current: BTreeSet<Backend> = entry.backends.iter().filter_map(|b| self.backends.get(b)).map(|b| b.0).collect();
+        let current: BTreeSet<Backend> =
+            entry.backends.iter().filter_map(|b| self.backends.get(b)).map(|b| b.0).collect();
         if current != plan.backends {
             let old = std::mem::take(&mut entry.backends);
             operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));

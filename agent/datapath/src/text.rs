@@ -1,6 +1,9 @@
 //! Planned tables as text, one line per entry: what scenarios compare and people read.
 
-use crate::{NodeTables, ObjectKey, ServicePlan, Tables, dump::{frontend, prefix}};
+use crate::{
+    NodeTables, ObjectKey, ServicePlan, Tables,
+    dump::{frontend, prefix},
+};
 use leme_abi::{Addr, Backend, NodeAddress, Service};
 use std::{fmt, net::IpAddr};
 

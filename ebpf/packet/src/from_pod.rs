@@ -11,7 +11,7 @@ use leme_abi::{DropReason, Scope};
 /// `ifindex` is the host side of the veth pair it came from: a pod sends from its own address only.
 #[inline(always)]
 pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
-    if !tables.endpoint(&work.packet.src).is_some_and(|endpoint| endpoint.ifindex == ifindex) {
+    if tables.endpoint(&work.packet.src).is_none_or(|endpoint| endpoint.ifindex != ifindex) {
         return work.drop(DropReason::Spoofed);
     }
     if work.packet.dst.is_multicast_v4() {

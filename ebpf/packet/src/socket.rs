@@ -19,7 +19,9 @@ pub fn choose_backend(
     target: &mut Target,
 ) -> Resolved {
     match host {
-        Some(node) if addr.is_loopback_v4() => resolve_address(tables, &node, (port, proto), Scope::Cluster, pick, target),
+        Some(node) if addr.is_loopback_v4() => {
+            resolve_address(tables, &node, (port, proto), Scope::Cluster, pick, target)
+        }
         None if addr.is_loopback_v4() => Resolved::Foreign,
         _ => resolve_address(tables, addr, (port, proto), Scope::Cluster, pick, target),
     }

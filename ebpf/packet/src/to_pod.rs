@@ -1,7 +1,10 @@
 //! A packet from the node's own stack arrives at a pod's veth pair: answers to what the pod sent through a Service to
 //! the node itself get the Service's address back.
 
-use crate::{Next, Tables, Work, nat::{follow, keep_apart}};
+use crate::{
+    Next, Tables, Work,
+    nat::{follow, keep_apart},
+};
 
 #[inline(always)]
 pub fn to_pod(tables: &impl Tables, work: &mut Work) -> Next {

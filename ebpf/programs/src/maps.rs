@@ -75,7 +75,7 @@ static SETTINGS: Settings = Settings {
 pub mod settings {
     use super::SETTINGS;
     use core::ptr::{addr_of, read_volatile};
-        use leme_abi::Addr;
+    use leme_abi::Addr;
 
     macro_rules! readers {
         ($($field:ident: $type:ty,)*) => {$(

@@ -20,8 +20,7 @@ impl Bytes for Skb<'_> {
         let mut value = MaybeUninit::<T>::uninit();
         // SAFETY: the buffer has room for `size_of::<T>()` bytes, and on success the helper has filled it.
         unsafe {
-            let code =
-                bpf_skb_load_bytes(self.0.as_ptr(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32);
+            let code = bpf_skb_load_bytes(self.0.as_ptr(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32);
             (code == 0).then(|| value.assume_init())
         }
     }

@@ -130,7 +130,8 @@ impl Frame {
             17 if payload[6..8] == [0, 0] => {}
             proto => {
                 let facts = self.facts();
-                let sum = checksum(&[&pseudo(proto, *facts.src.ip(), *facts.dst.ip(), payload.len()), payload].concat());
+                let sum =
+                    checksum(&[&pseudo(proto, *facts.src.ip(), *facts.dst.ip(), payload.len()), payload].concat());
                 assert_eq!(sum, 0, "{name}: transport checksum");
             }
         }

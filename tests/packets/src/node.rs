@@ -59,7 +59,8 @@ impl Node {
         let mut datapath = runtime.block_on(Datapath::open(config))?;
         for (device, addr) in PODS {
             let ifindex = if_nametoindex(device)?;
-            let spec = EndpointSpec { addr: addr.into(), ifindex, mac: [2, 0, 0, 0, 1, 0], host_mac: [2, 0, 0, 0, 1, 1] };
+            let spec =
+                EndpointSpec { addr: addr.into(), ifindex, mac: [2, 0, 0, 0, 1, 0], host_mac: [2, 0, 0, 0, 1, 1] };
             datapath.add_endpoint(&spec)?;
         }
         let mut snapshot = Snapshot::new("a");
@@ -93,7 +94,8 @@ impl Node {
     /// Moves this process into the node's cgroup while `work` runs: its sockets become the node's.
     pub fn within_cgroup(&self, work: impl FnOnce()) {
         let own = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
+        let own =
+            own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
         let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), std::process::id().to_string());
         enter(&self.cgroup).expect("enter the node's cgroup");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));

@@ -14,16 +14,19 @@ fn packets_of_a_pod_go_where_their_destination_lives() {
     in_namespace(Vec::new(), |node| {
         let to = |dst| Frame::tcp("10.244.1.2:40000", dst, SYN);
         let same = |dst, verdict| row(dst, to(dst), verdict, Some(to(dst)));
-        check(node, &[
-            same("10.244.1.3:80", Verdict::Redirect),
-            same("10.244.2.9:80", Verdict::Redirect),
-            same("10.89.0.11:10250", Verdict::Pass),
-            same("10.244.1.1:53", Verdict::Pass),
-            row("an unknown pod of this node", to("10.244.1.77:80"), Verdict::Drop, None),
-            row("an unclaimed range", to("10.244.77.1:80"), Verdict::Drop, None),
-            row("multicast", to("224.0.0.251:5353"), Verdict::Drop, None),
-            row("a foreign source", Frame::tcp("10.244.1.3:1", "10.244.1.2:80", SYN), Verdict::Drop, None),
-        ]);
+        check(
+            node,
+            &[
+                same("10.244.1.3:80", Verdict::Redirect),
+                same("10.244.2.9:80", Verdict::Redirect),
+                same("10.89.0.11:10250", Verdict::Pass),
+                same("10.244.1.1:53", Verdict::Pass),
+                row("an unknown pod of this node", to("10.244.1.77:80"), Verdict::Drop, None),
+                row("an unclaimed range", to("10.244.77.1:80"), Verdict::Drop, None),
+                row("multicast", to("224.0.0.251:5353"), Verdict::Drop, None),
+                row("a foreign source", Frame::tcp("10.244.1.3:1", "10.244.1.2:80", SYN), Verdict::Drop, None),
+            ],
+        );
         assert_eq!(node.counter("no_endpoint/egress"), 1);
         assert_eq!(node.counter("no_route/egress"), 1);
         assert_eq!(node.counter("multicast/egress"), 1);
@@ -52,7 +55,10 @@ fn a_masqueraded_packet_carries_the_nodes_address_and_its_answer_the_pods() {
         ] {
             let (verdict, out) = node.run("from_pod", "pod2", &packet);
             let (sent, was) = (out.facts(), packet.facts());
-            assert_eq!((verdict, sent.src.ip().to_string(), sent.dst), (Verdict::Redirect, "10.89.0.11".into(), was.dst));
+            assert_eq!(
+                (verdict, sent.src.ip().to_string(), sent.dst),
+                (Verdict::Redirect, "10.89.0.11".into(), was.dst)
+            );
             assert!((12_000..=29_999).contains(&sent.src.port()));
             assert_eq!((sent.ttl, &sent.rest), (63, &was.rest));
             out.check_checksums("masqueraded");
@@ -121,7 +127,10 @@ fn a_service_without_endpoints_says_so() {
             let (verdict, out) = node.run("from_pod", "pod2", &packet);
             assert_eq!((verdict, out.0.len()), (Verdict::Redirect, 14 + 56));
             let facts = out.facts();
-            assert_eq!((facts.src.ip().to_string(), facts.dst.ip().to_string()), ("10.96.0.51".into(), "10.244.1.2".into()));
+            assert_eq!(
+                (facts.src.ip().to_string(), facts.dst.ip().to_string()),
+                ("10.96.0.51".into(), "10.244.1.2".into())
+            );
             assert_eq!(out.0[34..36], [3, 3], "port unreachable");
             assert_eq!(out.0[42..70], packet.0[14..42], "the refused packet is quoted");
             out.check_checksums("port unreachable");

@@ -13,17 +13,32 @@ fn row(name: &'static str, program: &'static str, device: &'static str, packet: 
 #[test]
 fn a_node_port_reaches_a_pod_of_the_node_with_the_clients_address() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
-        check(node, &[
-            row("in", "nic_ingress", "eth0",
-                Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
-                Frame::tcp("198.51.100.2:5000", "10.244.1.2:8080", SYN)),
-            row("out", "from_pod", "pod2",
-                Frame::tcp("10.244.1.2:8080", "198.51.100.2:5000", SYN | ACK),
-                Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK).routed()),
-            row("in over UDP", "nic_ingress", "eth0",
-                Frame::udp("198.51.100.2:5000", "10.89.0.11:30080"),
-                Frame::udp("198.51.100.2:5000", "10.244.1.2:8080")),
-        ]);
+        check(
+            node,
+            &[
+                row(
+                    "in",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
+                    Frame::tcp("198.51.100.2:5000", "10.244.1.2:8080", SYN),
+                ),
+                row(
+                    "out",
+                    "from_pod",
+                    "pod2",
+                    Frame::tcp("10.244.1.2:8080", "198.51.100.2:5000", SYN | ACK),
+                    Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK).routed(),
+                ),
+                row(
+                    "in over UDP",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::udp("198.51.100.2:5000", "10.89.0.11:30080"),
+                    Frame::udp("198.51.100.2:5000", "10.244.1.2:8080"),
+                ),
+            ],
+        );
     });
 }
 
@@ -33,7 +48,10 @@ fn a_node_without_the_pod_forwards_from_its_router_address() {
         let (verdict, out) = node.run("nic_ingress", "eth0", &Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN));
         let facts = out.facts();
         assert_eq!(verdict, Verdict::Redirect);
-        assert_eq!((facts.src.ip().to_string(), facts.dst.to_string()), ("10.244.1.1".into(), "10.244.2.9:8080".into()));
+        assert_eq!(
+            (facts.src.ip().to_string(), facts.dst.to_string()),
+            ("10.244.1.1".into(), "10.244.2.9:8080".into())
+        );
         out.check_checksums("forwarded");
     });
 }
@@ -42,14 +60,25 @@ fn a_node_without_the_pod_forwards_from_its_router_address() {
 fn a_host_network_backend_of_this_node_answers_as_the_node_port() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
         let pass = |row: Row| Row { verdict: Verdict::Pass, ..row };
-        check(node, &[
-            pass(row("in", "nic_ingress", "eth0",
-                Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
-                Frame::tcp("198.51.100.2:5000", "10.89.0.11:8080", SYN))),
-            pass(row("out", "nic_egress", "eth0",
-                Frame::tcp("10.89.0.11:8080", "198.51.100.2:5000", SYN | ACK),
-                Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK))),
-        ]);
+        check(
+            node,
+            &[
+                pass(row(
+                    "in",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
+                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:8080", SYN),
+                )),
+                pass(row(
+                    "out",
+                    "nic_egress",
+                    "eth0",
+                    Frame::tcp("10.89.0.11:8080", "198.51.100.2:5000", SYN | ACK),
+                    Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK),
+                )),
+            ],
+        );
     });
 }
 
@@ -57,15 +86,27 @@ fn a_host_network_backend_of_this_node_answers_as_the_node_port() {
 fn the_nodes_other_traffic_passes_untouched() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
         let same = |name, program, packet: Frame| Row {
-            name, program, device: "eth0", packet: packet.clone(), verdict: Verdict::Pass, leaves: Some(packet),
+            name,
+            program,
+            device: "eth0",
+            packet: packet.clone(),
+            verdict: Verdict::Pass,
+            leaves: Some(packet),
         };
-        check(node, &[
-            same("ssh in", "nic_ingress", Frame::tcp("198.51.100.2:5000", "10.89.0.11:22", SYN)),
-            same("tunnelled", "nic_ingress", Frame::udp("10.89.0.12:5000", "10.89.0.11:4789")),
-            same("of others", "nic_ingress", Frame::tcp("198.51.100.2:5000", "203.0.113.9:30080", SYN)),
-            same("out", "nic_egress", Frame::tcp("10.89.0.11:40000", "198.51.100.2:443", SYN)),
-            same("to another node's NodePort", "nic_egress", Frame::tcp("10.89.0.11:40000", "10.89.0.12:30080", SYN)),
-        ]);
+        check(
+            node,
+            &[
+                same("ssh in", "nic_ingress", Frame::tcp("198.51.100.2:5000", "10.89.0.11:22", SYN)),
+                same("tunnelled", "nic_ingress", Frame::udp("10.89.0.12:5000", "10.89.0.11:4789")),
+                same("of others", "nic_ingress", Frame::tcp("198.51.100.2:5000", "203.0.113.9:30080", SYN)),
+                same("out", "nic_egress", Frame::tcp("10.89.0.11:40000", "198.51.100.2:443", SYN)),
+                same(
+                    "to another node's NodePort",
+                    "nic_egress",
+                    Frame::tcp("10.89.0.11:40000", "10.89.0.12:30080", SYN),
+                ),
+            ],
+        );
     });
 }
 

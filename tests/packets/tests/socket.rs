@@ -11,7 +11,7 @@ const VIP: &str = "10.96.0.50:80";
 const BACKEND: &str = "10.89.0.11:8080";
 
 fn addr(text: &str) -> SocketAddr {
-    text.parse().unwrap()
+    text.parse().expect("an address and a port")
 }
 
 #[test]

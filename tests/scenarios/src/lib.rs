@@ -56,7 +56,8 @@ impl Scenario {
         let mut parts = text.split("=== tables of ");
         let documents = parts.next().unwrap_or_default();
         let documents = serde_norway::Deserializer::from_str(documents);
-        let objects = documents.map(|document| Object::deserialize(document).context("not an object that is known here"));
+        let objects =
+            documents.map(|document| Object::deserialize(document).context("not an object that is known here"));
         let split = |part: &str| part.split_once('\n').map(|(node, tables)| (node.to_owned(), tables.to_owned()));
         let expected: Vec<_> = parts.filter_map(split).collect();
         if expected.is_empty() {
@@ -73,8 +74,11 @@ impl Scenario {
     }
 }
 
+/// How objects arrive.
+pub type Feed = fn(&[Object], &mut Snapshot);
+
 /// Ways for the same objects to arrive.
-pub const ORDERS: [(&str, fn(&[Object], &mut Snapshot)); 4] = [
+pub const ORDERS: [(&str, Feed); 4] = [
     ("as written", |objects, snapshot| objects.iter().for_each(|object| object.upsert(snapshot))),
     ("backwards", |objects, snapshot| objects.iter().rev().for_each(|object| object.upsert(snapshot))),
     ("deleted and added again", |objects, snapshot| {

@@ -16,7 +16,6 @@ struct Kernel {
     backends: BTreeMap<u32, Backend>,
 }
 
-
 impl Kernel {
     /// Every packet that arrives between two operations finds a whole Service.
     fn carry_out(&mut self, operations: &Operations) {
@@ -85,8 +84,12 @@ fn frontend(number: u16) -> FrontendKey {
 }
 
 fn plan(frontends: &[u16], backends: &[u8]) -> ServicePlan {
-    let backend =
-        |n: &u8| Backend { addr: Ipv4Addr::new(10, 244, 0, *n).into(), port: Port::new(80), proto: 6, ..Backend::default() };
+    let backend = |n: &u8| Backend {
+        addr: Ipv4Addr::new(10, 244, 0, *n).into(),
+        port: Port::new(80),
+        proto: 6,
+        ..Backend::default()
+    };
     ServicePlan {
         frontends: frontends.iter().map(|number| frontend(*number)).collect(),
         backends: backends.iter().map(backend).collect(),
@@ -229,16 +232,16 @@ fn whatever_the_order_of_changes_the_kernel_ends_as_planned() {
         let mut wanted: BTreeMap<u16, ServicePlan> = BTreeMap::new();
         for _ in 0..60 {
             let name = next(&mut seed) as u16 % 6;
-            if next(&mut seed) % 5 == 0 {
+            if next(&mut seed).is_multiple_of(5) {
                 wanted.remove(&name);
                 world.change(name, &[]);
             } else {
-                let backends: Vec<u8> = (1..8).filter(|_| next(&mut seed) % 2 == 0).collect();
+                let backends: Vec<u8> = (1..8).filter(|_| next(&mut seed).is_multiple_of(2)).collect();
                 let planned = plan(&[name * 2, name * 2 + next(&mut seed) as u16 % 2], &backends);
                 world.change(name, std::slice::from_ref(&planned));
                 wanted.insert(name, planned);
             }
-            if next(&mut seed) % 10 == 0 {
+            if next(&mut seed).is_multiple_of(10) {
                 world.restart();
                 for (name, plan) in &wanted {
                     assert_eq!(world.change(*name, std::slice::from_ref(plan)).len(), 0);

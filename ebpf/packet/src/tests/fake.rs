@@ -7,8 +7,8 @@ use core::{
     net::Ipv4Addr,
 };
 use leme_abi::{
-    Addr, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, NodeAddress, Port, Ports, Protocol, Route,
-    Scope, Service, SlotKey, Translation, Tuple,
+    Addr, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, NodeAddress, Port, Ports, Protocol,
+    Route, Scope, Service, SlotKey, Translation, Tuple,
 };
 use std::{boxed::Box, collections::HashMap, vec::Vec};
 
@@ -68,8 +68,7 @@ impl Fake {
     /// A Service of one TCP port at `frontends`, with these backends.
     pub(super) fn serve(&mut self, id: u32, frontends: &[(Addr, u16, Scope)], backends: &[(&str, u16)], flags: u32) {
         for (addr, port, scope) in frontends {
-            let key =
-                FrontendKey { addr: *addr, port: Port::new(*port), proto: Protocol::TCP, scope: *scope as u8 };
+            let key = FrontendKey { addr: *addr, port: Port::new(*port), proto: Protocol::TCP, scope: *scope as u8 };
             self.frontends.insert(key, id);
         }
         self.services.insert(id, Service { generation: 1, count: backends.len() as u32, flags, affinity: 0 });
@@ -224,12 +223,5 @@ pub(super) fn read(tables: &Fake, frame: &Frame) -> Result<Work, DropReason> {
 }
 
 pub(super) fn tuple(proto: u8, src: &str, sport: u16, dst: &str, dport: u16) -> Tuple {
-    Tuple {
-        src: addr(src),
-        dst: addr(dst),
-        sport: Port::new(sport),
-        dport: Port::new(dport),
-        proto,
-        reserved: [0; 3],
-    }
+    Tuple { src: addr(src), dst: addr(dst), sport: Port::new(sport), dport: Port::new(dport), proto, reserved: [0; 3] }
 }

@@ -118,7 +118,10 @@ fn a_service_missed_by_the_socket_is_resolved_per_packet() {
     let mut tables = Fake::new();
     cluster_ip(&mut tables, &[("10.244.2.9", 8080)]);
     let (next, out) = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.96.0.10", 80, SYN));
-    assert_eq!((next, out.src, out.dst, out.dport.number()), (Next::Overlay, addr("10.244.1.2"), addr("10.244.2.9"), 8080));
+    assert_eq!(
+        (next, out.src, out.dst, out.dport.number()),
+        (Next::Overlay, addr("10.244.1.2"), addr("10.244.2.9"), 8080)
+    );
     let (next, back) = walk(&tables, overlay_ingress, &answer(&out, SYN | ACK));
     assert_eq!((next, back), (Next::Pod, tuple(TCP, "10.96.0.10", 80, "10.244.1.2", 40000)));
 }
