@@ -36,6 +36,7 @@ const TEST_NEEDS: &[Need] = &[
     Need { present: || place::on_path("iptables-legacy-save").is_some(), packages: &["iptables"] },
     Need { present: || place::on_path("ip").is_some(), packages: &["iproute2"] },
     Need { present: || place::on_path("curl").is_some(), packages: &["curl"] },
+    Need { present: || place::on_path("strace").is_some(), packages: &["strace"] },
 ];
 
 /// The oldest kernel the programs load on.
