@@ -1,0 +1,176 @@
+//! The test binary as a client: `client [--enter PID] get|hammer …`, run in nodes and pods by `Place`.
+//!
+//! One connection per request, and never a second attempt: what fails is reported as failed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+
+use crate::command;
+use crate::{Cluster, Place};
+
+/// Long enough for a busy machine, too short for a lost packet's second chance to go unseen.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Requests of a path, each over its own connection, all of which must succeed: bodies and how often each came.
+pub fn ask(
+    cluster: &Cluster,
+    place: Place<'_>,
+    target: SocketAddr,
+    path: &str,
+    times: usize,
+) -> Result<BTreeMap<String, usize>> {
+    let (target, times) = (target.to_string(), times.to_string());
+    let mut command = place.client(cluster, &["get", &target, path, &times])?;
+    let text = command::output(&mut command, Duration::from_secs(120))
+        .with_context(|| format!("from {place} to {target}{path}"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// One request's body.
+pub fn ask_once(cluster: &Cluster, place: Place<'_>, target: SocketAddr, path: &str) -> Result<String> {
+    let answers = ask(cluster, place, target, path, 1)?;
+    answers.into_keys().next().context("no answer")
+}
+
+/// Runs as a client, if that is what the arguments say. The exit code.
+pub fn main(arguments: &[String]) -> Option<i32> {
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).skip(1).collect();
+    if words.first() != Some(&"client") {
+        return None;
+    }
+    words.remove(0);
+    let outcome = enter_first(&mut words).and_then(|()| match words.as_slice() {
+        ["get", target, path, times] => get(target, path, times),
+        ["hammer", target, path] => hammer(&target.parse::<SocketAddr>()?.into(), path),
+        ["hammer", name, port, path, "--dns", server] => {
+            hammer(&Target::Name { name, port: port.parse()?, server: server.parse()? }, path)
+        }
+        other => bail!("no client of {other:?}"),
+    });
+    Some(match outcome {
+        Ok(value) => {
+            println!("{value}");
+            0
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            1
+        }
+    })
+}
+
+/// `--enter PID`: into a process's cgroup and network.
+fn enter_first(words: &mut Vec<&str>) -> Result<()> {
+    let ["--enter", process, ..] = words.as_slice() else { return Ok(()) };
+    let cgroups = fs::read_to_string(format!("/proc/{process}/cgroup"))?;
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup v2")?;
+    fs::write(format!("{}{own}/cgroup.procs", unified()?), "0").with_context(|| format!("cannot join cgroup {own}"))?;
+    let network = fs::File::open(format!("/proc/{process}/ns/net"))?;
+    setns(network.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the network")?;
+    words.drain(..2);
+    Ok(())
+}
+
+/// Where cgroup v2 is mounted.
+fn unified() -> Result<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).context("no cgroup v2 is mounted")?;
+    Ok(line.split(' ').nth(4).context("a mount without a place")?.to_owned())
+}
+
+fn get(target: &str, path: &str, times: &str) -> Result<Value> {
+    let target = target.parse()?;
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..times.parse()? {
+        *answers.entry(request(target, path)?).or_default() += 1;
+    }
+    Ok(json!(answers))
+}
+
+/// One request over one connection: the body of a 200.
+fn request(target: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n").context("send")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("receive")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer cut off")?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    ensure!(status == "200", "status {status}");
+    Ok(body.trim().to_owned())
+}
+
+/// What to hammer: an address, or a name that is asked for each time.
+enum Target<'a> {
+    Address(SocketAddr),
+    Name { name: &'a str, port: u16, server: SocketAddr },
+}
+
+impl From<SocketAddr> for Target<'_> {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl Target<'_> {
+    fn address(&self) -> Result<SocketAddr> {
+        match self {
+            Self::Address(address) => Ok(*address),
+            Self::Name { name, port, server } => {
+                Ok(SocketAddr::from((resolve(name, *server).context("resolve")?, *port)))
+            }
+        }
+    }
+}
+
+/// Requests until standard input ends; says how many there were and which failed, when and how.
+fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0]);
+        seen.store(true, Ordering::Relaxed);
+    });
+    let (began, mut requests, mut failures, mut slowest) = (Instant::now(), 0_u64, Vec::new(), Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        requests += 1;
+        if let Err(error) = target.address().and_then(|address| request(address, path)) {
+            failures.push(format!("after {:.3} s: {error:#}", began.elapsed().as_secs_f64()));
+        }
+        slowest = slowest.max(start.elapsed());
+        thread::sleep(PAUSE);
+    }
+    Ok(json!({ "requests": requests, "failures": failures, "slowest_ms": slowest.as_millis() as u64 }))
+}
+
+/// Asks a name server for an A record, once, over UDP.
+fn resolve(name: &str, server: SocketAddr) -> Result<Ipv4Addr> {
+    let mut question = vec![0x1e, 0x3e, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len())?);
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(server)?;
+    socket.send(&question)?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    ensure!(length > question.len() + 15 && answer[7] > 0, "no address for {name}");
+    let data: [u8; 4] = answer[question.len() + 12..question.len() + 16].try_into()?;
+    Ok(data.into())
+}

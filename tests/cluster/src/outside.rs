@@ -1,0 +1,31 @@
+//! Servers that a test runs itself: they say who asked.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::place::in_network;
+
+/// Answers every HTTP request with the address it came from, as long as the test runs.
+pub fn echo(address: Ipv4Addr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((address, 0)).with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let Ok(peer) = stream.peer_addr() else { continue };
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+            let _ = stream.read(&mut [0; 1024]);
+            let body = peer.ip().to_string();
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    Ok(address)
+}
+
+/// The same in the network of a process.
+pub fn echo_in(process: i32, address: Ipv4Addr) -> Result<SocketAddr> {
+    in_network(process, || echo(address))
+}

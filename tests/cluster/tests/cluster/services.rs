@@ -1,0 +1,138 @@
+//! Services: where they answer, who answers, and what the kernel holds for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use leme_tests_cluster::client::ask;
+use leme_tests_cluster::wait::eventually;
+use leme_tests_cluster::{Cluster, Place, Pod, tables};
+
+/// Enough that each of three replicas is missed by chance once in ten thousand million times.
+const TIMES: usize = 60;
+
+/// Everyone who can ask: pods with and without the Service's replicas' node in common, nodes, the outside.
+fn everyone<'a>(cluster: &'a Cluster, tools: &'a [Pod]) -> Vec<Place<'a>> {
+    let nodes = cluster.nodes.iter().map(|node| Place::Node(&node.name));
+    nodes.chain(tools.iter().map(Place::Pod)).collect()
+}
+
+/// All replicas and nobody else must answer.
+fn expect_all_of(pods: &[Pod], answers: &BTreeMap<String, usize>, what: &str) -> Result<()> {
+    let wanted: BTreeSet<_> = pods.iter().map(|pod| &pod.name).collect();
+    let found: BTreeSet<_> = answers.keys().collect();
+    ensure!(wanted == found, "{what}: answered {answers:?}, there are {wanted:?}");
+    Ok(())
+}
+
+pub(crate) fn exposing_gives_a_cluster_ip_and_a_node_port(cluster: &Cluster) -> Result<()> {
+    if !cluster.try_kubectl(&["get", "service", "nginx"])?.success {
+        cluster.web(3)?;
+    }
+    cluster.kubectl(&["delete", "service", "nginx"])?;
+    let ports = ["--port=8000", "--target-port=80", "--type=NodePort"];
+    let said = cluster.kubectl(&[&["expose", "deployment", "nginx"], &ports[..]].concat())?;
+    ensure!(said == "service/nginx exposed\n", "{said}");
+    let (address, port) = cluster.service("nginx")?;
+    ensure!(address.octets()[..2] == [10, 96], "cluster IP {address}");
+    ensure!((30000..=32767).contains(&port), "node port {port}");
+    let row = cluster.kubectl(&["get", "service", "nginx", "--no-headers"])?;
+    ensure!(row.contains(&format!("8000:{port}/TCP")), "{row}");
+    Ok(())
+}
+
+pub(crate) fn a_cluster_ip_answers_pods_and_nodes_from_all_replicas(cluster: &Cluster) -> Result<()> {
+    let (pods, tools) = (cluster.web(3)?, cluster.tools()?);
+    let (address, _) = cluster.service("nginx")?;
+    tables::check(cluster)?;
+    for place in everyone(cluster, &tools) {
+        let answers = ask(cluster, place, (address, 8000).into(), "/who", TIMES)?;
+        expect_all_of(&pods, &answers, &format!("from {place}"))?;
+    }
+    let page = cluster.exec("tools-1", &["curl", "-sS", "--max-time", "5", &format!("http://{address}:8000/")])?;
+    ensure!(page.contains("Welcome to nginx"), "{page}");
+    Ok(())
+}
+
+pub(crate) fn a_node_port_answers_from_all_replicas_whichever_node_is_asked(cluster: &Cluster) -> Result<()> {
+    let (pods, tools) = (cluster.web(3)?, cluster.tools()?);
+    let (_, port) = cluster.service("nginx")?;
+    tables::check(cluster)?;
+    let mut places = everyone(cluster, &tools);
+    places.push(Place::Machine);
+    for place in places {
+        for node in &cluster.nodes {
+            let answers = ask(cluster, place, (node.address, port).into(), "/who", TIMES)?;
+            expect_all_of(&pods, &answers, &format!("from {place} through {}", node.name))?;
+        }
+    }
+    for node in &cluster.nodes {
+        let answers = ask(cluster, Place::Node(&node.name), (Ipv4Addr::LOCALHOST, port).into(), "/who", TIMES)?;
+        expect_all_of(&pods, &answers, &format!("localhost of {}", node.name))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_node_without_a_replica_forwards(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.web(2)?;
+    let (_, port) = cluster.service("nginx")?;
+    tables::check(cluster)?;
+    let without = cluster.nodes.iter().find(|node| pods.iter().all(|pod| pod.node != node.name));
+    let node = without.context("two pods on three nodes leave one without")?;
+    for (place, address) in [
+        (Place::Machine, node.address),
+        (Place::Node(&cluster.nodes[0].name), node.address),
+        (Place::Node(&node.name), Ipv4Addr::LOCALHOST),
+    ] {
+        let answers = ask(cluster, place, (address, port).into(), "/who", TIMES)?;
+        expect_all_of(&pods, &answers, &format!("from {place} through {}, which has none", node.name))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_pod_reaches_itself_through_its_service(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.web(1)?;
+    let (address, port) = cluster.service("nginx")?;
+    tables::check(cluster)?;
+    let own_node = cluster.nodes.iter().find(|node| node.name == pods[0].node).context("on no node")?;
+    for target in [SocketAddr::from((address, 8000)), SocketAddr::from((own_node.address, port))] {
+        let answers = ask(cluster, Place::Pod(&pods[0]), target, "/who", 5)?;
+        expect_all_of(&pods, &answers, &format!("the pod itself through {target}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn the_kernel_holds_what_the_endpoints_say(cluster: &Cluster) -> Result<()> {
+    for replicas in [3, 0, 2] {
+        cluster.web(replicas)?;
+        tables::check(cluster)?;
+        let (address, _) = cluster.service("nginx")?;
+        let table = tables::found(cluster, &cluster.nodes[0].name)?;
+        let backends = table.get(&format!("{address}:8000/TCP")).context("no such frontend")?;
+        ensure!(backends.len() == replicas, "{backends:?}");
+    }
+    Ok(())
+}
+
+pub(crate) fn deleting_closes_the_node_port_and_removes_the_pods(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.web(3)?;
+    let (_, port) = cluster.service("nginx")?;
+    cluster.kubectl(&["delete", "service", "nginx"])?;
+    for node in &cluster.nodes {
+        eventually(Duration::from_secs(10), &format!("{} refuses connections", node.name), || {
+            match TcpStream::connect_timeout(&(node.address, port).into(), Duration::from_secs(2)) {
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
+                Err(error) => Err(error).context("not refused but"),
+                Ok(_) => bail!("it is open"),
+            }
+        })?;
+    }
+    cluster.kubectl(&["delete", "deployment", "nginx"])?;
+    cluster.wait_until_gone("pods", "app=nginx")?;
+    cluster.wait_until_gone("replicasets", "app=nginx")?;
+    for pod in &pods {
+        ensure!(pod.process().is_err(), "{} is gone from the API only", pod.name);
+    }
+    tables::check(cluster)
+}
