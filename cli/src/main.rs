@@ -31,6 +31,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one value per process")]
 enum Command {
     /// Make a local cluster, or bring back one that is stopped or half made
     Up(cluster::up::Options),

@@ -99,10 +99,7 @@ fn remove_tree(folder: &Path) -> Result<()> {
     for child in children(folder) {
         remove_tree(&child)?;
     }
-    let removed = || match fs::remove_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => false,
-        _ => true,
-    };
+    let removed = || !matches!(fs::remove_dir(folder), Err(error) if error.kind() == ErrorKind::ResourceBusy);
     // A cgroup is busy until its last process is reaped.
     if !wait_until(Duration::from_secs(10), removed) {
         bail!("cgroup {} stays busy", folder.display());
