@@ -15,7 +15,7 @@ use crate::step::{self, cargo, command, say};
 pub(crate) struct Options {
     /// Build as released instead of as CI does: smaller, faster, and slow to compile
     #[arg(long)]
-    release: bool,
+    pub(crate) release: bool,
 }
 
 /// What was built.
@@ -28,9 +28,7 @@ pub(crate) fn build(options: &Options) -> Result<Built> {
     programs()?;
     let profile = if options.release { "release" } else { "ci" };
     say(&format!("Building leme and leme-cni (profile {profile})"));
-    step::run(
-        cargo().args(["build", "--profile", profile, "-p", "leme", "-p", "leme-cni"]),
-    )?;
+    step::run(cargo().args(["build", "--profile", profile, "-p", "leme", "-p", "leme-cni"]))?;
     let folder = place::target().join(profile);
     Ok(Built { leme: folder.join("leme"), cni: folder.join("leme-cni") })
 }
@@ -45,7 +43,8 @@ pub(crate) fn run(options: &Options) -> Result<Built> {
 /// Compiles the eBPF programs to `target/bpf/leme-programs`, where `agent/datapath` looks for them.
 fn programs() -> Result<()> {
     say("Building the eBPF programs");
-    let (folder, object) = (place::workspace().join("target/ebpf"), place::workspace().join("target/bpf/leme-programs"));
+    let (folder, object) =
+        (place::workspace().join("target/ebpf"), place::workspace().join("target/bpf/leme-programs"));
     let (mut cargo, linker) = match setup::bpf_toolchain()? {
         BpfToolchain::Nightly { linker } => (nightly_cargo(), linker),
         BpfToolchain::Debian { linker } => (debian_cargo(), linker),
@@ -56,7 +55,8 @@ fn programs() -> Result<()> {
             .current_dir(place::workspace())
             .args([
                 "build",
-                "--release",
+                "--profile",
+                "bpf",
                 "-Z",
                 "build-std=core",
                 "--target",
