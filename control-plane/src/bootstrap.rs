@@ -109,7 +109,9 @@ async fn ensure_in(app: &App, kind: &Kind, scope: &str, object: Value) -> Outcom
     }
     let options = QUIET();
     let writer = Writer { app, user: &system(), kind, options: &options };
-    match writer.create(scope, complete(kind, object)?, &mut Vec::new()).await {
+    let mut object = complete(kind, object)?;
+    writer.track("", None, &mut object)?;
+    match writer.create(scope, object, &mut Vec::new()).await {
         Err(failure) if failure.reason == "AlreadyExists" => Ok(()),
         other => other.map(|_| ()),
     }
@@ -135,6 +137,7 @@ async fn apply(app: &App, plural: &str, scope: &str, object: Value, fields: &[&s
                 }
             }
         }
+        writer.track("", Some(old), &mut new)?;
         Ok(new)
     };
     writer.change(scope, &name, "", change, &mut Vec::new()).await.map(|_| ())
@@ -153,6 +156,7 @@ fn kubernetes_service(config: &Config, port: u16) -> Value {
         "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
             "clusterIP": config.kubernetes_address().to_string(),
+            "ipFamilyPolicy": "SingleStack",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
         },
     })

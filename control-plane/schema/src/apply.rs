@@ -1,7 +1,7 @@
 //! Server-side apply and the ownership of fields (`metadata.managedFields`).
 //!
 //! The API calls [`apply`] for apply patches, with a body from [`crate::decode_applied`], and conforms and defaults the
-//! result; it calls [`track_update`] after every other write. Which manager owns what is all in the object itself.
+//! result; for every other write it calls [`track_update`] once the body has its defaults. Which manager owns what is all in the object itself.
 
 mod fields;
 
@@ -44,7 +44,8 @@ struct Entry {
     api_version: String,
     subresource: String,
     time: String,
-    fields: Set,
+    /// As written: most writes leave most entries alone.
+    raw: Value,
 }
 
 /// Never owned by anybody.
@@ -63,7 +64,16 @@ const UNOWNED: [&[&str]; 12] = [
     &["f:metadata", "f:deletionGracePeriodSeconds"],
 ];
 
+/// Where client-side apply keeps what it applied last.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Who owns what was there before anybody's ownership was known.
+const BEFORE: &str = "before-first-apply";
+/// Who owns what managers did whose entries were too many, and how many may stand.
+const ANCIENT: (&str, usize) = ("ancient-changes", 10);
+
 /// The live object (if there is one) with what `applied` says, without what its manager said before and says no longer.
+///
+/// kubectl's own applies count what client-side apply has left in its annotation as their own, and keep it up to date.
 ///
 /// # Errors
 /// Others own fields that would change, and `force` is not set.
@@ -76,47 +86,142 @@ pub fn apply(
 ) -> Result<Value, Conflicts> {
     let kind = Kind::Object(definition);
     let empty = json!({});
-    let live = live.unwrap_or(&empty);
-    let mut entries = entries(live);
-    let mut merged = live.clone();
+    let base = live.unwrap_or(&empty);
+    let mut entries = entries(base);
+    if entries.is_empty() && live.is_some() {
+        let all = stripped(Set::difference_of(kind, Some(&blank(definition)), live).set, "");
+        set_entry(&mut entries, Manager { name: BEFORE, ..manager }, "Update", all, true);
+    }
+    let mut merged = base.clone();
     merge(kind, &mut merged, applied);
     let owned = stripped(Set::of(kind, applied), manager.subresource);
-    let changed = stripped(Set::difference_of(kind, Some(live), Some(&merged)).set, manager.subresource);
+    let changed = stripped(Set::difference_of(kind, live, Some(&merged)).set, manager.subresource);
     let mine = |entry: &Entry| entry.is(manager, "Apply");
-    settle_conflicts(&mut entries, &changed, &mine, force)?;
-    let last = entries.iter().find(|entry| mine(entry)).map(|entry| entry.fields.clone()).unwrap_or_default();
+    let legacy = (manager.name == "kubectl").then(|| last_applied(definition, base)).flatten();
+    settle_conflicts(&mut entries, &changed, &mine, force, &legacy.clone().unwrap_or_default())?;
+    let last = entries.iter().find(|entry| mine(entry)).map(Entry::fields).unwrap_or_default();
     entries
         .iter()
         .filter(|entry| !mine(entry))
-        .fold(last.minus(&owned), |gone, entry| gone.minus(&entry.fields))
+        .fold(last.minus(&owned.filled()), |gone, entry| gone.minus(&entry.fields().filled()))
         .remove_from(kind, &mut merged);
-    set_entry(&mut entries, manager, "Apply", owned);
+    let annotations = base.pointer("/metadata/annotations").and_then(Value::as_object);
+    if manager.name == "kubectl" && annotations.is_some_and(|all| all.contains_key(LAST_APPLIED)) {
+        merged["metadata"]["annotations"][LAST_APPLIED] = format!("{applied}\n").into();
+    }
+    let moved = merged != *base;
+    set_entry(&mut entries, manager, "Apply", owned, moved);
     write_entries(&mut merged, entries);
     Ok(merged)
 }
 
 /// Records that `manager` made `new` out of `old` (`None` on create): it owns what changed, and nobody else does any more.
+///
+/// The writer may have sent entries of its own; they count, except on a subresource. Entries that say nothing (`[{}]`)
+/// end the tracking, as upstream has it: an object without any is not tracked until somebody applies it.
 pub fn track_update(definition: &'static Definition, old: Option<&Value>, new: &mut Value, manager: Manager<'_>) {
     let kind = Kind::Object(definition);
-    let blank = conform(definition, json!({})).map(|decoded| decoded.value).unwrap_or_default();
-    let changes = Set::difference_of(kind, Some(old.unwrap_or(&blank)), Some(new));
-    let changed = stripped(changes.set, manager.subresource);
-    let mut entries = entries(old.unwrap_or(&Value::Null));
-    let emptied = new.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(Vec::is_empty);
-    if emptied {
-        entries.clear();
+    let sent = sent_entries(new, manager.subresource);
+    let reset = sent.as_ref().is_some_and(Vec::is_empty);
+    let mut entries = match sent {
+        Some(entries) => entries,
+        None => old.map(entries).unwrap_or_default(),
+    };
+    if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
     }
-    let gone = changed.union(&changes.removed);
+    if old.is_some() && (entries.is_empty() || reset) {
+        return;
+    }
+    let changes = match old {
+        Some(old) => Set::difference_of(kind, Some(old), Some(new)),
+        None => Set::difference_of(kind, Some(&blank(definition)), Some(new)),
+    };
+    let (changed, removed) =
+        (stripped(changes.set, manager.subresource), stripped(changes.removed, manager.subresource));
+    let gone = changed.union(&removed);
     let mut own = Set::default();
     for entry in &mut entries {
         if entry.is(manager, "Update") {
-            own = entry.fields.minus(&changes.removed);
+            own = entry.fields().minus(&removed);
         } else {
-            entry.fields = entry.fields.minus(&gone);
+            entry.lose(&gone);
         }
     }
-    set_entry(&mut entries, manager, "Update", own.union(&changed));
-    write_entries(new, entries);
+    let touched = !changed.is_empty();
+    set_entry(&mut entries, manager, "Update", own.union(&changed), touched);
+    write_entries(new, bounded(entries));
+}
+
+/// An object of the kind in which nothing is set.
+fn blank(definition: &'static Definition) -> Value {
+    conform(definition, json!({})).map(|decoded| decoded.value).unwrap_or_default()
+}
+
+/// Entries in a request's body; empty if they ask to forget all.
+fn sent_entries(new: &Value, subresource: &str) -> Option<Vec<Entry>> {
+    let list = new.pointer("/metadata/managedFields").and_then(Value::as_array)?;
+    let nothing = |entry: &Value| entry.as_object().is_none_or(Map::is_empty);
+    match &list[..] {
+        _ if !subresource.is_empty() => None,
+        [] => Some(Vec::new()),
+        [one] if nothing(one) => Some(Vec::new()),
+        all => Some(all.iter().map(Entry::parse).collect()),
+    }
+}
+
+/// What client-side apply wrote last and nobody has changed since.
+fn last_applied(definition: &'static Definition, live: &Value) -> Option<Set> {
+    let text = live.pointer("/metadata/annotations")?.get(LAST_APPLIED)?.as_str()?;
+    let last: Value =
+        serde_json::from_str(text).ok().filter(|last: &Value| last["apiVersion"] == live["apiVersion"])?;
+    let kind = Kind::Object(definition);
+    let since = Set::difference_of(kind, Some(&last), Some(live));
+    Some(Set::of(kind, &last).minus(&since.set).minus(&since.removed))
+}
+
+/// At most as many updaters as upstream keeps; the oldest become one for each version.
+fn bounded(mut entries: Vec<Entry>) -> Vec<Entry> {
+    let (ancient, most) = ANCIENT;
+    let mut surplus = entries.iter().filter(|entry| entry.operation == "Update").count().saturating_sub(most);
+    entries.sort_by(|a, b| a.order().cmp(&b.order()));
+    let mut kept: Vec<Entry> = Vec::new();
+    for entry in entries {
+        if surplus == 0 || entry.operation != "Update" {
+            kept.push(entry);
+        } else if let Some(bucket) =
+            kept.iter_mut().find(|one| one.operation == "Update" && one.api_version == entry.api_version)
+        {
+            bucket.set_fields(&bucket.fields().union(&entry.fields()));
+            bucket.manager = ancient.to_owned();
+            bucket.subresource.clear();
+            bucket.time = entry.time;
+            surplus -= 1;
+        } else {
+            kept.push(entry);
+        }
+    }
+    kept
+}
+
+/// Whether two objects differ in nothing but the times of their entries.
+pub fn same_but_times(a: &mut Value, b: &Value) -> bool {
+    let list = |object: &Value| object.pointer("/metadata/managedFields").cloned();
+    let own = list(a);
+    let untimed = |list: Option<Value>| {
+        let mut list = list.unwrap_or_default();
+        for entry in list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            entry.remove("time");
+        }
+        list
+    };
+    if own.is_none() || untimed(own.clone()) != untimed(list(b)) {
+        return false;
+    }
+    a["metadata"]["managedFields"] = list(b).unwrap_or_default();
+    let same = a == b;
+    a["metadata"]["managedFields"] = own.unwrap_or_default();
+    same
 }
 
 impl Conflicts {
@@ -142,13 +247,16 @@ fn settle_conflicts(
     changed: &Set,
     mine: &dyn Fn(&Entry) -> bool,
     force: bool,
+    allowed: &Set,
 ) -> Result<(), Conflicts> {
     let mut conflicts = Vec::new();
     for entry in entries.iter_mut().filter(|entry| !mine(entry)) {
-        let contested = entry.fields.intersection(changed);
+        let contested = entry.fields().intersection(changed);
         let manager = entry.printed();
-        conflicts.extend(contested.paths().into_iter().map(|field| Conflict { manager: manager.clone(), field }));
-        entry.fields = entry.fields.minus(&contested);
+        conflicts.extend(
+            contested.minus(allowed).paths().into_iter().map(|field| Conflict { manager: manager.clone(), field }),
+        );
+        entry.lose(&contested);
     }
     if conflicts.is_empty() || force { Ok(()) } else { Err(Conflicts(conflicts)) }
 }
@@ -207,14 +315,19 @@ impl Set {
 
     fn keeps(&self, step: &str, kind: Kind<'_>, value: &mut Value) -> bool {
         let Some(set) = self.children.get(step) else { return true };
+        if set.member && (set.children.is_empty() || step.starts_with("k:")) {
+            return false;
+        }
         set.remove_from(kind, value);
-        let hollow = match value {
-            Value::Object(map) => map.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            _ => true,
-        };
-        let item = step.starts_with("k:");
-        !(set.member && (set.children.is_empty() || hollow || item))
+        !is_hollow(value)
+    }
+}
+
+fn is_hollow(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
     }
 }
 
@@ -232,13 +345,15 @@ fn entries(object: &Value) -> Vec<Entry> {
     list.into_iter().flatten().map(Entry::parse).collect()
 }
 
-fn set_entry(entries: &mut Vec<Entry>, manager: Manager<'_>, operation: &str, fields: Set) {
+/// `touched`: the manager has changed something, or else its time stays.
+fn set_entry(entries: &mut Vec<Entry>, manager: Manager<'_>, operation: &str, fields: Set, touched: bool) {
+    let raw = fields.to_value();
     match entries.iter_mut().find(|entry| entry.is(manager, operation)) {
         Some(entry) => {
-            if entry.fields != fields {
+            if touched || entry.raw != raw {
                 entry.time = manager.time.to_owned();
             }
-            entry.fields = fields;
+            entry.raw = raw;
         }
         None => entries.push(Entry {
             manager: manager.name.to_owned(),
@@ -246,21 +361,21 @@ fn set_entry(entries: &mut Vec<Entry>, manager: Manager<'_>, operation: &str, fi
             api_version: manager.api_version.to_owned(),
             subresource: manager.subresource.to_owned(),
             time: manager.time.to_owned(),
-            fields,
+            raw,
         }),
     }
 }
 
 /// In upstream's order; managers that own nothing go, and the list with the last of them.
 fn write_entries(object: &mut Value, mut entries: Vec<Entry>) {
-    entries.retain(|entry| !entry.fields.is_empty());
+    entries.retain(|entry| !is_hollow(&entry.raw) && !entry.operation.is_empty());
     entries.sort_by(|a, b| a.order().cmp(&b.order()));
     let Some(object) = object.as_object_mut() else { return };
     let metadata = object.entry("metadata").or_insert_with(|| json!({}));
     let Some(metadata) = metadata.as_object_mut() else { return };
     metadata.remove("managedFields");
     if !entries.is_empty() {
-        metadata.insert("managedFields".to_owned(), entries.iter().map(Entry::to_value).collect());
+        metadata.insert("managedFields".to_owned(), entries.into_iter().map(Entry::into_value).collect());
     }
 }
 
@@ -273,11 +388,11 @@ impl Entry {
             api_version: text("apiVersion"),
             subresource: text("subresource"),
             time: text("time"),
-            fields: Set::parse(&value["fieldsV1"]),
+            raw: value.get("fieldsV1").cloned().unwrap_or_default(),
         }
     }
 
-    fn to_value(&self) -> Value {
+    fn into_value(self) -> Value {
         let mut entry = Map::new();
         let texts = [
             ("manager", self.manager.as_str()),
@@ -290,8 +405,23 @@ impl Entry {
         entry.extend(
             texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), json!(text))),
         );
-        entry.insert("fieldsV1".to_owned(), self.fields.to_value());
+        entry.insert("fieldsV1".to_owned(), self.raw);
         Value::Object(entry)
+    }
+
+    fn fields(&self) -> Set {
+        Set::parse(&self.raw)
+    }
+
+    fn set_fields(&mut self, fields: &Set) {
+        self.raw = fields.to_value();
+    }
+
+    /// Without the fields of a set.
+    fn lose(&mut self, set: &Set) {
+        if set.meets(&self.raw) {
+            self.set_fields(&self.fields().minus(set));
+        }
     }
 
     fn is(&self, manager: Manager<'_>, operation: &str) -> bool {
@@ -309,7 +439,10 @@ impl Entry {
             text.push_str(&format!(" with subresource {:?}", self.subresource));
         }
         if self.operation == "Update" {
-            text.push_str(&format!(" using {} at {}", self.api_version, self.time));
+            text.push_str(&format!(" using {}", self.api_version));
+        }
+        if self.operation == "Update" && !self.time.is_empty() {
+            text.push_str(&format!(" at {}", self.time));
         }
         text
     }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::definition::{Definition, Field, ListType, Shape, definition, definition_of};
 use crate::discovery::Row;
 
-pub use gnostic::MEDIA_TYPE as V2_PROTOBUF;
+pub use gnostic::{ASKED_AS as V2_PROTOBUF_ASKED, MEDIA_TYPE as V2_PROTOBUF};
 
 /// A document and what names its content: for ETag and `?hash=`.
 #[derive(Clone, Debug)]

@@ -31,9 +31,10 @@ const ATTEMPTS: usize = 8;
 
 pub async fn create(app: &App, mut call: Call, kind: &Kind) -> Outcome<Response<Body>> {
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.user_agent())?;
-    let (object, mut warnings) = decode_body(&mut call, kind.resource, &options).await?;
+    let (mut object, mut warnings) = decode_body(&mut call, kind.resource, &options).await?;
     let scope = namespace(kind.resource, &call.target).to_owned();
     let writer = Writer { app, user: &call.user, kind, options: &options };
+    writer.track("", None, &mut object)?;
     let item = writer.create(&scope, object, &mut warnings).await?;
     let mut response = respond::object(call.accept, &call.query, kind.resource, &item, StatusCode::CREATED)?;
     respond::warn(&mut response, &warnings);
@@ -180,7 +181,7 @@ fn own(resource: &Resource, scope: &str, object: &mut Value) -> Outcome<()> {
     if !object["metadata"].is_object() {
         object["metadata"] = serde_json::json!({});
     }
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         remove_meta(object, key);
     }
     set_meta(object, "uid", uuid::Uuid::new_v4().to_string().into());

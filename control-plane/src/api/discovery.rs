@@ -154,7 +154,7 @@ fn v2(app: &App, parts: &Parts) -> Outcome<Response<Body>> {
     let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
     let form = |offer: &str| match offer.split(';').next()?.trim() {
         "" | "application/json" | "application/*" | "*/*" => Some((app.documents.v2(), "application/json")),
-        openapi::V2_PROTOBUF => Some((app.documents.v2_protobuf(), openapi::V2_PROTOBUF)),
+        openapi::V2_PROTOBUF | openapi::V2_PROTOBUF_ASKED => Some((app.documents.v2_protobuf(), openapi::V2_PROTOBUF)),
         _ => None,
     };
     let (document, media) = accept.split(',').find_map(form).ok_or_else(|| Failure::not_acceptable(V2_FORMS))?;

@@ -3,6 +3,7 @@
 //! authenticate → authorize → dispatch by [`path::Target`] → one module per verb. Handlers read and write through
 //! [`registry::Registry`]; what a kind adds comes from its row of the resource table.
 
+pub mod apply;
 pub mod create;
 pub mod delete;
 pub mod discovery;
@@ -34,7 +35,7 @@ use std::{
 
 use axum::{Router, body::Body};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use leme_schema::selectors::FieldSelector;
 use leme_store::Store;
@@ -109,7 +110,7 @@ impl Call {
     }
 
     pub fn user_agent(&self) -> &str {
-        self.headers().get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default()
+        self.headers().get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -156,13 +157,20 @@ impl App {
     /// A client in this process that acts as `user`.
     pub fn client(self: &Arc<Self>, user: &str) -> kube::Client {
         let identity = InProcess(Arc::new(User::authenticated(user, [])));
+        let agent = HeaderValue::from_static(agent(user));
         let attach = move |mut request: Request<kube::client::Body>| {
             request.extensions_mut().insert(identity.clone());
+            request.headers_mut().entry(header::USER_AGENT).or_insert_with(|| agent.clone());
             request
         };
         let service = ServiceBuilder::new().map_request(attach).service(self.router());
         kube::Client::new(service, "default")
     }
+}
+
+/// The upstream program that does what a client in this process does: it owns the fields that the client writes.
+fn agent(user: &str) -> &'static str {
+    if user == "system:kube-scheduler" { "kube-scheduler" } else { "kube-controller-manager" }
 }
 
 /// Answers one request.

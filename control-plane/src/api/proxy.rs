@@ -11,6 +11,7 @@ use std::{
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -34,6 +35,8 @@ use crate::pki::Pki;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const KUBELET_PORT: u16 = 10250;
+/// As much of a node's refusal as upstream reads.
+const REFUSAL: usize = 50_000;
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// How the API server reaches nodes.
@@ -95,7 +98,25 @@ pub async fn pod_stream(app: &App, call: Call) -> Outcome<Response<Body>> {
     let node = assigned(&pod)
         .ok_or_else(|| Failure::bad_request(format!("pod {name} does not have a host assigned")))?
         .to_owned();
-    to_node(app, &node, path.trim_end_matches('?'), call).await
+    let log = call.target.subresource == "log";
+    let response = to_node(app, &node, path.trim_end_matches('?'), call).await?;
+    if log && !response.status().is_success() { Err(refusal(response).await) } else { Ok(response) }
+}
+
+/// A node refuses in plain text; clients read a `Status`.
+async fn refusal(response: Response<Body>) -> Failure {
+    let code = response.status();
+    let text = match Limited::new(response.into_body(), REFUSAL).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim_end().to_owned(),
+        Err(error) => format!("read the node's answer: {error}"),
+    };
+    match code {
+        StatusCode::BAD_REQUEST => Failure::bad_request(text),
+        StatusCode::INTERNAL_SERVER_ERROR => Failure::internal(text),
+        StatusCode::NOT_FOUND => Failure::new(404, "NotFound", text, None),
+        StatusCode::FORBIDDEN => Failure::new(403, "Forbidden", text, None),
+        other => Failure::new(other.as_u16(), "", text, None),
+    }
 }
 
 fn assigned(pod: &Value) -> Option<&str> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    App, Call,
+    App, Call, apply,
     create::{Writer, adopt_namespace, decode, definition, finish, timestamp},
     media,
     object::{Shared, text},
@@ -64,6 +64,9 @@ async fn find(call: &Call, kind: &Kind) -> Outcome<Shared> {
 async fn scale(app: &App, mut call: Call, kind: &Kind, verb: &str) -> Outcome<Response<Body>> {
     let item = match verb {
         "get" => find(&call, kind).await?,
+        "patch" if media::content_type(call.headers()) == apply::APPLY => {
+            apply::scale(app, &mut call, kind, definition(SCALE)?).await?
+        }
         _ => {
             let (kind_name, patch) = match verb {
                 "patch" => ("PatchOptions", Some(Patch::read(&mut call).await?)),
@@ -73,6 +76,7 @@ async fn scale(app: &App, mut call: Call, kind: &Kind, verb: &str) -> Outcome<Re
             let schema = definition(SCALE)?;
             let body = if patch.is_none() { call.body().await? } else { Default::default() };
             let format = if patch.is_none() { media::body_format(call.headers())? } else { media::Format::Json };
+            let writer = Writer { app, user: &call.user, kind, options: &options };
             let change = |old: &Value| {
                 let scale = match &patch {
                     Some(patch) => {
@@ -92,9 +96,9 @@ async fn scale(app: &App, mut call: Call, kind: &Kind, verb: &str) -> Outcome<Re
                 }
                 resources::apply_scale(&mut object, &scale)
                     .map_err(|errors| Failure::invalid("autoscaling", "Scale", &call.target.name, &errors))?;
+                writer.track("scale", Some(old), &mut object)?;
                 Ok(object)
             };
-            let writer = Writer { app, user: &call.user, kind, options: &options };
             writer.change(&call.target.namespace, &call.target.name, "scale", change, &mut Vec::new()).await?
         }
     };

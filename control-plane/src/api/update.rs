@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use http::{Response, StatusCode};
-use leme_schema::patch::{PatchError, json_patch, merge_patch, strategic_merge};
+use leme_schema::{
+    apply::same_but_times,
+    patch::{PatchError, json_patch, merge_patch, strategic_merge},
+};
 use serde_json::Value;
 
 use super::{
-    App, Call,
+    App, Call, apply,
     create::{Writer, adopt_namespace, decode_body, definition, finish},
     media, namespace,
     object::{Item, Shared, finalizers, remove_meta, set_meta, text},
@@ -25,8 +28,12 @@ use crate::{
 
 /// How often a change without a resource version is tried again on the newer object.
 const ATTEMPTS: usize = 5;
-const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    apply::APPLY,
+];
 /// What an update may not take away or change.
 const KEPT: &[&str] = &[
     "uid",
@@ -36,7 +43,6 @@ const KEPT: &[&str] = &[
     "generation",
     "selfLink",
     "namespace",
-    "managedFields",
 ];
 
 pub async fn update(app: &App, mut call: Call, kind: &Kind, subresource: &str) -> Outcome<Response<Body>> {
@@ -51,7 +57,11 @@ pub async fn update(app: &App, mut call: Call, kind: &Kind, subresource: &str) -
         return Err(Failure::bad_request(message));
     }
     let writer = Writer { app, user: &call.user, kind, options: &options };
-    let change = |_: &Value| Ok(object.clone());
+    let change = |old: &Value| {
+        let mut object = object.clone();
+        writer.track(subresource, Some(old), &mut object)?;
+        Ok(object)
+    };
     let item = writer.change(&scope, &call.target.name, subresource, change, &mut warnings).await?;
     let mut response = respond::object(call.accept, &call.query, kind.resource, &item, StatusCode::OK)?;
     respond::warn(&mut response, &warnings);
@@ -92,6 +102,10 @@ impl Patch {
 
 pub async fn patch(app: &App, mut call: Call, kind: &Kind, subresource: &str) -> Outcome<Response<Body>> {
     let options = WriteOptions::parse(&call.query, "PatchOptions", call.user_agent())?;
+    if media::content_type(call.headers()) == apply::APPLY {
+        return apply::patch(app, call, kind, subresource).await;
+    }
+    apply::check_options(&call.query, false)?;
     let patch = Patch::read(&mut call).await?;
     let schema = definition(kind.resource.schema)?;
     let scope = namespace(kind.resource, &call.target).to_owned();
@@ -99,8 +113,9 @@ pub async fn patch(app: &App, mut call: Call, kind: &Kind, subresource: &str) ->
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     let change = |old: &Value| {
-        let (object, found) = finish(schema, leme_schema::conform(schema, patch.apply(schema, old)?), &options)?;
+        let (mut object, found) = finish(schema, leme_schema::conform(schema, patch.apply(schema, old)?), &options)?;
         problems = found;
+        writer.track(subresource, Some(old), &mut object)?;
         Ok(object)
     };
     let item = writer.change(&scope, &call.target.name, subresource, change, &mut warnings).await?;
@@ -128,7 +143,7 @@ impl Writer<'_> {
             let mut object = change(&base)?;
             check_version(self.resource(), name, &object, &base)?;
             self.prepare_change(subresource, &mut object, &base, warnings).await?;
-            if object == base {
+            if object == base || same_but_times(&mut object, &base) {
                 return Ok(old);
             }
             match self.store_change(&old, object, &base, subresource).await? {

@@ -1,6 +1,6 @@
 //! Sets of fields as `managedFields` writes them (`FieldsV1`): a trie whose steps are `f:<field>`, `k:<keys>`, `v:<value>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -172,6 +172,21 @@ impl Set {
         set
     }
 
+    /// Whether some member of the set is in a written one.
+    pub fn meets(&self, written: &Value) -> bool {
+        let Some(map) = written.as_object() else { return false };
+        let leaf = map.is_empty() || map.contains_key(".");
+        let below = |(step, child): (&String, &Self)| map.get(step).is_some_and(|written| child.meets(written));
+        self.member && leaf || self.children.iter().any(below)
+    }
+
+    /// With every field that has members below it.
+    pub fn filled(&self) -> Self {
+        let children: BTreeMap<String, Self> =
+            self.children.iter().map(|(step, child)| (step.clone(), child.filled())).collect();
+        Self { member: self.member || !children.is_empty(), children }
+    }
+
     /// Without a path and all below it.
     pub fn without(&mut self, path: &[&str]) {
         match path {
@@ -237,19 +252,29 @@ impl Changes {
         if old == new {
             return;
         }
+        if let (Kind::Object(_) | Kind::Map(_), Some(Value::Object(before)), Some(Value::Object(after))) =
+            (kind, old, new)
+        {
+            let stays = after.iter().map(|(key, value)| (key, before.get(key), Some(value)));
+            let goes =
+                before.iter().filter(|(key, _)| !after.contains_key(*key)).map(|(key, value)| (key, Some(value), None));
+            for (key, old, new) in stays.chain(goes).filter(|(_, old, new)| old != new) {
+                self.descend(&format!("f:{key}"), kind.child(key).0, old, new);
+            }
+            return;
+        }
         let old_parts = old.and_then(|value| kind.parts(value));
         let new_parts = new.and_then(|value| kind.parts(value));
         self.set.member = new.is_some() && (old.is_none() || new_parts.is_none());
         self.removed.member = old.is_some() && new.is_none();
-        let (old_parts, new_parts) = (old_parts.unwrap_or_default(), new_parts.unwrap_or_default());
-        for (step, value, inner) in &new_parts {
-            let before = old_parts.iter().find(|(other, ..)| other == step).map(|(_, value, _)| *value);
-            self.descend(step, *inner, before, Some(value));
+        let before: HashMap<&str, &Value> =
+            old_parts.iter().flatten().map(|(step, value, _)| (step.as_str(), *value)).collect();
+        let after: HashSet<&str> = new_parts.iter().flatten().map(|(step, ..)| step.as_str()).collect();
+        for (step, value, inner) in new_parts.iter().flatten() {
+            self.descend(step, *inner, before.get(step.as_str()).copied(), Some(value));
         }
-        for (step, value, inner) in &old_parts {
-            if !new_parts.iter().any(|(other, ..)| other == step) {
-                self.descend(step, *inner, Some(value), None);
-            }
+        for (step, value, inner) in old_parts.iter().flatten().filter(|(step, ..)| !after.contains(step.as_str())) {
+            self.descend(step, *inner, Some(value), None);
         }
     }
 

@@ -282,6 +282,8 @@ impl Walk<'_> {
 fn settle(definition: &Definition, object: &mut Map<String, Value>) {
     for field in definition.fields() {
         match object.get(field.name) {
+            // Sent empty, it asks that ownership be forgotten: `apply` has to see it.
+            Some(_) if field.name == "managedFields" => {}
             Some(value) if !field.pointer && field.empty != Empty::Shown && is_empty(value, &field.shape) => {
                 object.remove(field.name);
             }

@@ -5,8 +5,10 @@
 
 use serde_json::Value;
 
-/// What an `Accept` header calls it.
-pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What it is called in answers.
+pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// What clients ask for: the older name, which is no valid media type.
+pub const ASKED_AS: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// The writer of one message.
 type Write = fn(&Value) -> Vec<u8>;

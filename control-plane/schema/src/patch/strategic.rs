@@ -169,9 +169,9 @@ fn merge_list(
             }
         }
     }
-    if let Some(wanted) = patch.get(&format!("{ORDER}{key}")) {
-        order(target, key, Some(field), wanted, &server);
-    }
+    let as_sent = || Value::Array(items.to_vec());
+    let wanted = patch.get(&format!("{ORDER}{key}")).cloned().unwrap_or_else(as_sent);
+    order(target, key, Some(field), &wanted, &server);
     Ok(())
 }
 
@@ -218,13 +218,13 @@ fn delete_from(target: &mut Object, field: &str, gone: &Value) -> Result<(), Pat
     Ok(())
 }
 
-/// Puts the items the patch orders into its order; the others keep their place relative to what stood before them.
+/// Puts the items the patch orders into its order; the others come before the first of those that stood behind them.
 fn order(target: &mut Object, key: &str, field: Option<&Field>, wanted: &Value, server: &[Value]) {
     let (Some(Value::Array(list)), Some(wanted)) = (target.get_mut(key), wanted.as_array()) else { return };
     let merge_key = field.and_then(|field| field.merge.merge_key);
     let id = |item: &Value| merge_key.map_or_else(|| item.clone(), |name| item.get(name).cloned().unwrap_or_default());
     let rank = |item: &Value| wanted.iter().position(|one| id(one) == id(item));
-    let server_rank = |item: &Value| server.iter().position(|one| id(one) == id(item)).unwrap_or(usize::MAX);
+    let server_rank = |item: &Value| server.iter().position(|one| id(one) == id(item)).unwrap_or(0);
     let (mut ordered, free): (Vec<Value>, Vec<Value>) =
         std::mem::take(list).into_iter().partition(|item| rank(item).is_some());
     ordered.sort_by_key(|item| rank(item));

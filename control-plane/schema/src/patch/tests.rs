@@ -32,7 +32,7 @@ fn strategic_merge_follows_the_schema() {
             "lists merge inside items",
             containers(json!([{"name": "a", "env": [{"name": "Y", "value": "2"}]}])),
             containers(
-                json!([{"name": "a", "image": "a:1", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]}, {"name": "b", "image": "b:1"}]),
+                json!([{"name": "a", "image": "a:1", "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}]}, {"name": "b", "image": "b:1"}]),
             ),
         ),
         (
@@ -68,7 +68,7 @@ fn strategic_merge_follows_the_schema() {
 fn primitive_lists_merge_and_lose_items() {
     let start = json!({"metadata": {"finalizers": ["a", "b"]}});
     let added = pod_patch(start.clone(), json!({"metadata": {"finalizers": ["c", "a"]}}));
-    assert_eq!(added, Ok(json!({"metadata": {"finalizers": ["a", "b", "c"]}})));
+    assert_eq!(added, Ok(json!({"metadata": {"finalizers": ["c", "a", "b"]}})));
     let deleted = pod_patch(start, json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}}));
     assert_eq!(deleted, Ok(json!({"metadata": {"finalizers": ["b"]}})));
 }
