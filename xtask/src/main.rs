@@ -3,6 +3,7 @@
 //! Each verb is one file. This program compiles in seconds and knows nothing of what it builds: it installs tools,
 //! calls cargo and starts the `leme` it has built.
 
+mod bench;
 mod build;
 mod debian;
 mod images;
@@ -14,6 +15,8 @@ mod setup;
 mod step;
 mod test;
 mod up;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -39,15 +42,29 @@ enum Verb {
     Down,
     /// Run all tests: units, stores, packets, scenarios, kernels, clusters
     Test(test::Options),
+    /// Measure the released build
+    #[command(subcommand)]
+    Bench(bench::What),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().verb {
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
         Verb::Setup => setup::run(),
         Verb::Build(options) => build::run(&options).map(drop),
         Verb::Images => images::run(),
         Verb::Up(options) => up::run(&options),
         Verb::Down => up::down(),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(what) => bench::run(&what),
     }
 }
