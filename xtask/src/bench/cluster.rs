@@ -1,0 +1,81 @@
+//! The cluster under measurement: three nodes under a name of its own, made and removed by `leme` as a user would.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::registry;
+use crate::step::{command, output};
+
+use super::memory;
+
+const NAME: &str = "bench";
+const NODES: u8 = 3;
+
+pub(crate) struct Cluster {
+    leme: PathBuf,
+    /// State and kubeconfig, away from the user's.
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// None yet.
+    pub(crate) fn of(leme: &Path) -> Result<Self> {
+        Ok(Self { leme: leme.to_owned(), folder: tempfile::Builder::new().prefix("leme-bench-").tempdir()? })
+    }
+
+    /// Makes it and says how long that took: `leme up` returns when all nodes are Ready and names resolve on each.
+    pub(crate) fn up(&self) -> Result<Duration> {
+        let began = Instant::now();
+        let mut up = self.leme("up");
+        output(up.args(["--nodes", &NODES.to_string()]).args(registry::mirror_arguments()))?;
+        Ok(began.elapsed())
+    }
+
+    pub(crate) fn down(&self) -> Result<()> {
+        output(&mut self.leme("down")).map(drop)
+    }
+
+    fn leme(&self, verb: &str) -> std::process::Command {
+        let mut leme = command(&self.leme);
+        leme.args([verb, "--name", NAME, "--state-dir"]).arg(self.folder.path());
+        leme.env("KUBECONFIG", self.kubeconfig());
+        leme
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    pub(crate) fn node(index: u8) -> String {
+        format!("{NAME}-{index}")
+    }
+
+    fn node_folder(&self, index: u8) -> PathBuf {
+        self.folder.path().join(NAME).join("nodes").join(Self::node(index))
+    }
+
+    pub(crate) fn runtime_socket(&self, index: u8) -> PathBuf {
+        self.node_folder(index).join("run/containerd/containerd.sock")
+    }
+
+    /// The server's process.
+    pub(crate) fn server(&self) -> Result<u32> {
+        memory::pid(&self.node_folder(1).join("pids/server.pid"))
+    }
+
+    /// One process of each node, by its pid file in the node's directory.
+    pub(crate) fn on_each_node(&self, pid_file: &str) -> Result<Vec<u32>> {
+        (1..=NODES).map(|index| memory::pid(&self.node_folder(index).join(pid_file))).collect()
+    }
+}
+
+/// Whatever happened, nothing stays.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.down() {
+            eprintln!("the cluster of the benchmark stays: {error:#}");
+        }
+    }
+}
