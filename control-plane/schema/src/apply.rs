@@ -160,7 +160,7 @@ fn blank(definition: &'static Definition) -> Value {
 
 /// Entries in a request's body; empty if they ask to forget all.
 fn sent_entries(new: &Value, subresource: &str) -> Option<Vec<Entry>> {
-    let list = new.pointer("/metadata/managedFields").and_then(Value::as_array)?;
+    let list = listed(new)?;
     let nothing = |entry: &Value| entry.as_object().is_none_or(Map::is_empty);
     match &list[..] {
         _ if !subresource.is_empty() => None,
@@ -205,23 +205,18 @@ fn bounded(mut entries: Vec<Entry>) -> Vec<Entry> {
 }
 
 /// Whether two objects differ in nothing but the times of their entries.
-pub fn same_but_times(a: &mut Value, b: &Value) -> bool {
-    let list = |object: &Value| object.pointer("/metadata/managedFields").cloned();
-    let own = list(a);
-    let untimed = |list: Option<Value>| {
-        let mut list = list.unwrap_or_default();
-        for entry in list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-            entry.remove("time");
-        }
-        list
-    };
-    if own.is_none() || untimed(own.clone()) != untimed(list(b)) {
-        return false;
-    }
-    a["metadata"]["managedFields"] = list(b).unwrap_or_default();
-    let same = a == b;
-    a["metadata"]["managedFields"] = own.unwrap_or_default();
-    same
+pub fn same_but_times(a: &Value, b: &Value) -> bool {
+    let entries = |(a, b): (&Value, &Value)| same_but(a, b, "time");
+    same_but(a, b, "metadata")
+        && same_but(&a["metadata"], &b["metadata"], "managedFields")
+        && matches!((listed(a), listed(b)), (Some(a), Some(b)) if a.len() == b.len() && a.iter().zip(b).all(entries))
+}
+
+/// Whether two JSON objects are the same apart from one key.
+fn same_but(a: &Value, b: &Value, key: &str) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
+    let of = |map: &Map<String, Value>| map.len() - usize::from(map.contains_key(key));
+    of(a) == of(b) && a.iter().all(|(name, value)| name == key || b.get(name) == Some(value))
 }
 
 impl Conflicts {
@@ -341,8 +336,11 @@ fn stripped(mut set: Set, subresource: &str) -> Set {
 }
 
 fn entries(object: &Value) -> Vec<Entry> {
-    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
-    list.into_iter().flatten().map(Entry::parse).collect()
+    listed(object).into_iter().flatten().map(Entry::parse).collect()
+}
+
+fn listed(object: &Value) -> Option<&Vec<Value>> {
+    object.get("metadata")?.get("managedFields")?.as_array()
 }
 
 /// `touched`: the manager has changed something, or else its time stays.

@@ -332,3 +332,17 @@ fn outgoing(mut headers: HeaderMap, host: &str) -> HeaderMap {
     }
     headers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_nodes_refusal_becomes_a_status_with_its_text() {
+        let text = "container \"c\" in pod \"p\" is waiting to start: ContainerCreating";
+        let mut answer = Response::new(Body::from(format!("{text}\n")));
+        *answer.status_mut() = StatusCode::BAD_REQUEST;
+        let status = refusal(answer).await.status();
+        assert_eq!((&status["reason"], &status["message"]), (&"BadRequest".into(), &text.into()));
+    }
+}

@@ -123,8 +123,7 @@ fn a_time_changes_with_the_fields_only() {
     let changed = updated(Some(&first), json!({"x": "2"}), later);
     assert_eq!(time(&changed), "2024-05-01T11:00:00Z");
     same["metadata"]["managedFields"][0]["time"] = json!("2024-05-01T12:00:00Z");
-    assert!(same_but_times(&mut same, &first) && !same_but_times(&mut same, &changed));
-    assert_eq!(time(&same), "2024-05-01T12:00:00Z", "comparing changes nothing");
+    assert!(same_but_times(&same, &first) && !same_but_times(&same, &changed));
 }
 
 #[test]
