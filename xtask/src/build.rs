@@ -12,6 +12,7 @@ use crate::setup::{self, BpfToolchain};
 use crate::step::{self, cargo, command, say};
 
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Build as released instead of as CI does: smaller, faster, and slow to compile
     #[arg(long)]
