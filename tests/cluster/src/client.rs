@@ -103,7 +103,7 @@ fn get(target: &str, path: &str, times: &str) -> Result<Value> {
 fn request(target: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n").context("send")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n").as_bytes()).context("send")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("receive")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer cut off")?;

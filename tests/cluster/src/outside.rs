@@ -19,7 +19,8 @@ pub fn echo(address: Ipv4Addr) -> Result<SocketAddr> {
             let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
             let _ = stream.read(&mut [0; 1024]);
             let body = peer.ip().to_string();
-            let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(answer.as_bytes());
         }
     });
     Ok(address)
