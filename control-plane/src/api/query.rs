@@ -64,6 +64,9 @@ impl Query {
     }
 }
 
+/// How long a field manager's name may be, in bytes.
+const MANAGER: usize = 128;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldValidation {
     Ignore,
@@ -101,11 +104,23 @@ impl WriteOptions {
         let dry_run =
             dry_run(query.all("dryRun")).map_err(|message| invalid("dryRun", "FieldValueNotSupported", message))?;
         let manager = match query.get("fieldManager") {
-            "" => user_agent.split('/').next().unwrap_or_default().to_owned(),
+            "" => agent(user_agent),
+            name if name.len() > MANAGER => {
+                let message = format!("Too long: may not be more than {MANAGER} bytes");
+                return Err(invalid("fieldManager", "FieldValueTooLong", message));
+            }
             name => name.to_owned(),
         };
         Ok(Self { dry_run, validation, manager, force: query.optional_flag("force") })
     }
+}
+
+/// The program's name, as far as it can be a manager's.
+fn agent(user_agent: &str) -> String {
+    let name = user_agent.split('/').next().unwrap_or_default();
+    let mut room = MANAGER;
+    let fits = |letter: &char| room.checked_sub(letter.len_utf8()).map(|left| room = left).is_some();
+    name.chars().filter(|letter| !letter.is_control()).take_while(fits).collect()
 }
 
 fn dry_run(values: &[String]) -> Result<bool, String> {
