@@ -167,6 +167,9 @@ async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     let text = text.with_context(|| format!("reading the kubeconfig {}", kubeconfig.display()))?;
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(text, &options).await;
-    let config = config.with_context(|| format!("understanding the kubeconfig {}", kubeconfig.display()))?;
+    let mut config = config.with_context(|| format!("understanding the kubeconfig {}", kubeconfig.display()))?;
+    // The owner of the fields that this node writes.
+    let agent = http::HeaderValue::from_static(concat!("kubelet/leme-", env!("CARGO_PKG_VERSION")));
+    config.headers.push((http::header::USER_AGENT, agent));
     kube::Client::try_from(config).context("making a client of the API server")
 }
