@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const SAY: Duration = Duration::from_secs(300);
 /// Until the node is ready it looks often: a cluster's first second counts.
 const EAGER: Duration = Duration::from_millis(200);
+/// How long an agent that starts again may take before its node counts as not ready.
+const COMEBACK: Duration = Duration::from_secs(10);
 /// Upstream's `--node-status-max-images`.
 const MAX_IMAGES: usize = 50;
 
@@ -50,6 +52,8 @@ pub async fn report(mut report: Report, shutdown: CancellationToken) {
     let mut said: Option<(NodeStatus, Instant)> = None;
     let mut failing = false;
     report.event(Kind::Normal, "Starting", "Starting kubelet.");
+    // The error of one that stays away for longer is told below.
+    let _ = tokio::time::timeout(COMEBACK, report.come_back(&api)).await;
     loop {
         let outcome = tokio::time::timeout(LOOK, report.say(&api, &mut said)).await;
         let error = match outcome {
@@ -77,6 +81,23 @@ fn is_ready(status: &NodeStatus) -> bool {
 }
 
 impl Report {
+    /// A node that the API shows as ready goes on being so while its agent starts again: its pods never stopped.
+    async fn come_back(&mut self, api: &Api<Node>) {
+        let known = loop {
+            match api.get_opt(&self.config.node_name).await {
+                Ok(known) => break known,
+                Err(_) => tokio::time::sleep(EAGER).await,
+            }
+        };
+        let Some(was) = known.and_then(|node| node.status).filter(is_ready) else { return };
+        while !is_ready(&self.status(Some(&was)).await) {
+            tokio::select! {
+                Ok(()) = self.network.changed() => {}
+                () = tokio::time::sleep(EAGER) => {}
+            }
+        }
+    }
+
     async fn say(&self, api: &Api<Node>, said: &mut Option<(NodeStatus, Instant)>) -> Result<(), kube::Error> {
         let name = &self.config.node_name;
         let before = said.as_ref().map(|(status, _)| status.clone());

@@ -288,7 +288,7 @@ impl Actor {
         };
         let status = self.stable(status::compute(&input));
         if !self.gone {
-            self.writer.publish(status.clone());
+            self.writer.publish(status.clone(), &self.pod);
         }
         let pod = core::Pod { status: Some(status), ..(*self.pod).clone() };
         self.view.send_replace(View { pod: Arc::new(pod), observed: self.observed.clone() });

@@ -15,6 +15,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Wish {
     status: Option<PodStatus>,
+    /// The latest revision at which the API showed a condition of ours as another had set it.
+    overruled: Option<u64>,
     delete: bool,
 }
 
@@ -33,15 +35,19 @@ impl Writer {
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             told: pod.status.clone().unwrap_or_default(),
+            revision: revision(pod),
         };
         tokio::spawn(task.run(wishes, settle));
         Self { wish, settled }
     }
 
-    /// Returns at once.
-    pub fn publish(&self, status: PodStatus) {
+    /// Returns at once. `pod` is what the API shows: what others set of ours (the pods of a node that was silent for
+    /// a while are no longer Ready) is told again.
+    pub fn publish(&self, status: PodStatus, pod: &Pod) {
         let mut wish = self.wish.borrow().clone();
-        if wish.status.as_ref() != Some(&status) {
+        let overruled = revision(pod).filter(|_| is_overruled(pod, &status));
+        if wish.status.as_ref() != Some(&status) || overruled > wish.overruled {
+            wish.overruled = overruled.max(wish.overruled);
             wish.status = Some(status);
             self.wish.send_replace(wish);
         }
@@ -65,6 +71,8 @@ struct Task {
     name: String,
     uid: String,
     told: PodStatus,
+    /// Of the last write that the API took.
+    revision: Option<u64>,
 }
 
 enum Outcome {
@@ -98,9 +106,12 @@ impl Task {
     }
 
     async fn make_true(&mut self, wish: &Wish) -> Result<Outcome, kube::Error> {
-        if let Some(status) = wish.status.as_ref().filter(|status| **status != self.told) {
+        let overruled = wish.overruled > self.revision;
+        if let Some(status) = wish.status.as_ref().filter(|status| overruled || **status != self.told) {
             let patch = Patch::Strategic(patch(&self.uid, &self.told, status));
-            match judge(self.api.patch_status(&self.name, &PatchParams::default(), &patch).await.map(drop))? {
+            let answer = self.api.patch_status(&self.name, &PatchParams::default(), &patch).await;
+            self.revision = answer.as_ref().map_or(self.revision, revision).max(wish.overruled);
+            match judge(answer.map(drop))? {
                 Outcome::Gone => return Ok(Outcome::Gone),
                 Outcome::Done => self.told = status.clone(),
             }
@@ -112,6 +123,18 @@ impl Task {
         let params = DeleteParams { grace_period_seconds: Some(0), preconditions, ..Default::default() };
         judge(self.api.delete(&self.name, &params).await.map(drop))
     }
+}
+
+/// Revisions of one resource can be compared.
+fn revision(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+/// Whether the API shows one of these conditions otherwise.
+fn is_overruled(pod: &Pod, status: &PodStatus) -> bool {
+    let shown = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ours = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+    shown.into_iter().any(|shown| ours(&shown.type_).is_some_and(|ours| ours.status != shown.status))
 }
 
 /// Another pod of this name, or none: there is nobody left to tell. What the API refuses is not said again.
