@@ -56,7 +56,7 @@ impl Suite {
         fs::create_dir_all(folder.join("cache/archives/partial"))?;
         let sources = folder.join("sources.list");
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        fs::write(&sources, format!("deb [signed-by={keys}] http://deb.debian.org/debian {name} main\n"))?;
+        fs::write(&sources, format!("deb [signed-by={keys}] {} {name} main\n", mirror()?))?;
         let options = [
             format!("Dir::Etc::SourceList={}", sources.display()),
             "Dir::Etc::SourceParts=/dev/null".to_owned(),
@@ -69,29 +69,45 @@ impl Suite {
         Ok(Self { name, options })
     }
 
-    /// The package that a metapackage stands for.
-    pub(crate) fn resolve(&self, package: &str) -> Result<String> {
+    /// The packages that a package depends on.
+    pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let text = output(command("apt-cache").args(&self.options).args(["depends", package]))?;
-        let found = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-        found.map(str::to_owned).with_context(|| format!("{package} of Debian {} depends on nothing", self.name))
+        Ok(text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
     }
 
-    /// Downloads and unpacks a package into a folder that then is complete.
-    pub(crate) fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+    /// The package that a metapackage stands for.
+    pub(crate) fn resolve(&self, package: &str) -> Result<String> {
+        let found = self.dependencies(package)?.into_iter().next();
+        found.with_context(|| format!("{package} of Debian {} depends on nothing", self.name))
+    }
+
+    /// Downloads and unpacks packages into a folder that then is complete.
+    pub(crate) fn unpack(&self, packages: &[&str], into: &Path) -> Result<()> {
         let mut parts = into.as_os_str().to_owned();
         parts.push(".partial");
         let parts = PathBuf::from(parts);
         let _ = fs::remove_dir_all(&parts);
-        download_and_extract(&self.options, &[package], &parts)?;
+        download_and_extract(&self.options, packages, &parts)?;
         fs::rename(&parts, into).with_context(|| format!("cannot make {}", into.display()))
     }
+}
+
+/// Where this machine gets its own Debian from; other suites are there, too.
+fn mirror() -> Result<String> {
+    let format = "$(REPO_URI) $(CODENAME)";
+    let text =
+        output(command("apt-get").args(["indextargets", "--format", format, "Created-By: Packages", "Label: Debian"]))?;
+    // `bookworm` and not `bookworm-updates`: the archive itself.
+    let own = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, suite)| !suite.contains('-'));
+    let (uri, _) = own.context("apt's sources name no Debian archive: run `apt-get update` and try again")?;
+    Ok(uri.to_owned())
 }
 
 /// Unpacks a tool that Debian 12 has in too old a version; returns its directory.
 pub(crate) fn unpack_newer(package: &str) -> Result<PathBuf> {
     let folder = place::tool(package);
     if !folder.is_dir() {
-        Suite::open("trixie")?.unpack(package, &folder)?;
+        Suite::open("trixie")?.unpack(&[package], &folder)?;
     }
     Ok(folder)
 }

@@ -30,8 +30,13 @@ pub(crate) fn fetch() -> Result<()> {
             say(&format!("Fetching Linux {name}"));
             fs::create_dir_all(folder.parent().expect("lies in the cache"))?;
             let suite = Suite::open(suite)?;
-            let package = suite.resolve("linux-image-cloud-amd64")?;
-            suite.unpack(&package, &folder).with_context(|| format!("cannot fetch Linux {name}"))?;
+            let image = suite.resolve("linux-image-cloud-amd64")?;
+            // Newer packages have the kernel and its modules in packages of their own.
+            let mut parts = suite.dependencies(&image)?;
+            parts.retain(|part| part.starts_with("linux-binary-") || part.starts_with("linux-modules-"));
+            parts.push(image);
+            let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+            suite.unpack(&parts, &folder).with_context(|| format!("cannot fetch Linux {name}"))?;
         }
     }
     Ok(())
