@@ -1,4 +1,5 @@
-//! What containers learn of Services through their environment: a slim copy of the cluster's Services, by namespace.
+//! A slim copy of the cluster's Services, by namespace: what containers learn of them through their environment, and
+//! whose pods they select.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -11,7 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pods::env::ServiceEnv;
 
-type Namespaces = BTreeMap<String, BTreeMap<String, ServiceEnv>>;
+type Namespaces = BTreeMap<String, BTreeMap<String, Known>>;
+type Labels = BTreeMap<String, String>;
+
+struct Known {
+    /// None for one without an address.
+    env: Option<ServiceEnv>,
+    selector: Labels,
+}
 
 #[derive(Clone, Default)]
 pub struct Services {
@@ -50,10 +58,19 @@ impl Services {
         let known = self.known.read().expect("no holder panics");
         let api = known.get("default").and_then(|services| services.get("kubernetes"));
         let own = known.get(namespace).filter(|_| links).into_iter().flatten().map(|(_, service)| service);
-        let mut variables: Vec<_> = api.into_iter().chain(own).flat_map(ServiceEnv::variables).collect();
+        let own = api.into_iter().chain(own).filter_map(|service| service.env.as_ref());
+        let mut variables: Vec<_> = own.flat_map(ServiceEnv::variables).collect();
         variables.sort();
         variables.dedup_by(|a, b| a.0 == b.0);
         variables
+    }
+
+    /// Whether some Service sends its clients to pods with these labels.
+    pub fn select(&self, namespace: &str, labels: &Labels) -> bool {
+        let known = self.known.read().expect("no holder panics");
+        let matches = |selector: &Labels| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let own = known.get(namespace).into_iter().flatten().map(|(_, service)| &service.selector);
+        own.into_iter().any(|selector| !selector.is_empty() && matches(selector))
     }
 }
 
@@ -61,11 +78,11 @@ fn put(namespaces: &mut Namespaces, service: &Service) {
     let (Some(namespace), Some(name)) = (&service.metadata.namespace, &service.metadata.name) else { return };
     let spec = service.spec.as_ref();
     let address = spec.and_then(|spec| spec.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None");
-    let Some(address) = address else { return remove(namespaces, service) };
     let ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     let ports = ports.map(|port| (port.name.clone(), port.port, port.protocol.clone().unwrap_or_else(|| "TCP".into())));
-    let entry = ServiceEnv { name: name.clone(), address, ports: ports.collect() };
-    namespaces.entry(namespace.clone()).or_default().insert(name.clone(), entry);
+    let env = address.map(|address| ServiceEnv { name: name.clone(), address, ports: ports.collect() });
+    let selector = spec.and_then(|spec| spec.selector.clone()).unwrap_or_default();
+    namespaces.entry(namespace.clone()).or_default().insert(name.clone(), Known { env, selector });
 }
 
 fn remove(namespaces: &mut Namespaces, service: &Service) {

@@ -21,7 +21,7 @@ use super::sandbox::{is_host_network, name, namespace, uid};
 use super::status::{self, Failure};
 use super::work::{self, Done, Outcome};
 use super::writer::Writer;
-use super::{Context, probes};
+use super::{Context, listening, probes, sandbox};
 use crate::events::Kind;
 
 #[derive(Clone, Debug)]
@@ -177,7 +177,7 @@ impl Actor {
             let Some((role, spec)) = containers(&self.pod).find(|(_, spec)| spec.name == container.name) else {
                 continue;
             };
-            let health = status::initial_health(&self.pod, spec, &container.id);
+            let mut health = status::initial_health(&self.pod, spec, &container.id);
             let probed = role != Role::Init
                 && [&spec.startup_probe, &spec.liveness_probe, &spec.readiness_probe]
                     .iter()
@@ -196,8 +196,31 @@ impl Actor {
                 };
                 self.probes.insert(container.id.clone(), probes::start(target, self.verdicts.0.clone()));
             }
+            if role != Role::Init && health.ready && self.must_listen_first(spec, &container.id) {
+                health.ready = false;
+                self.await_listener(container.id.clone());
+            }
             self.memory.probes.insert(container.id.clone(), health);
         }
+    }
+
+    /// No probe says when the container serves, and Services would send clients to it at once.
+    fn must_listen_first(&self, spec: &core::Container, id: &str) -> bool {
+        let id = format!("containerd://{id}");
+        let told = plan::reported(&self.pod, &spec.name).filter(|told| told.container_id.as_ref() == Some(&id));
+        let told = told.is_some_and(|told| told.ready);
+        let labels = self.pod.metadata.labels.clone().unwrap_or_default();
+        spec.readiness_probe.is_none() && !told && self.context.services.select(namespace(&self.pod), &labels)
+    }
+
+    fn await_listener(&mut self, container_id: String) {
+        let cgroup = format!("{}/{container_id}", sandbox::cgroup(&self.context.config, &self.pod));
+        let verdicts = self.verdicts.0.clone();
+        self.probes.entry(container_id.clone()).or_default().spawn(async move {
+            listening::wait(cgroup).await;
+            // An error: the pod has gone.
+            let _ = verdicts.send(probes::Verdict { container_id, kind: probes::Kind::Readiness, success: true });
+        });
     }
 
     fn ips(&self) -> Vec<IpAddr> {

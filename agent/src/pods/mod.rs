@@ -15,6 +15,7 @@ mod hosts;
 mod http;
 pub mod images;
 pub mod labels;
+pub mod listening;
 pub mod observed;
 pub mod plan;
 mod probes;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -148,7 +148,9 @@ fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
         let start = Instant::now();
         requests += 1;
         if let Err(error) = target.address().and_then(|address| request(address, path)) {
-            failures.push(format!("after {:.3} s: {error:#}", began.elapsed().as_secs_f64()));
+            let day = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() % 86_400.0;
+            let after = began.elapsed().as_secs_f64();
+            failures.push(format!("after {after:.3} s (second {day:.3} of the day, UTC): {error:#}"));
         }
         slowest = slowest.max(start.elapsed());
         thread::sleep(PAUSE);
