@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::cgroups;
 
-/// After this a container counts as ready whether it listens or not: it need not be a server.
-const LIMIT: Duration = Duration::from_secs(1);
+/// After this a container counts as ready whether it listens or not: it may serve what is not TCP. Long enough for a
+/// server on a busy machine to open its port.
+const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 /// The state LISTEN in `/proc/<pid>/net/tcp`.
 const LISTEN: &str = "0A";
