@@ -7,14 +7,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_cri::v1::PodSandboxConfig;
 use k8s_openapi::api::core::v1 as core;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::actor::Actor;
 use super::observed::Observed;
 use super::plan::{Action, Waiting, Work, containers};
-use super::sandbox::{self, is_host_network, uid};
+use super::sandbox::{self, is_host_network, namespace, uid};
 use super::{Context, cgroups, container, hooks};
 use crate::events::Kind;
 use crate::volumes;
@@ -226,11 +226,21 @@ async fn remove_container(request: &Request, id: &str) -> Outcome {
     }
 }
 
+/// Other nodes hear that a pod is going when this one does, and stop choosing it a moment sooner or later.
+const SETTLE: Duration = Duration::from_millis(300);
+
 async fn await_draining(request: &Request) -> Outcome {
     let Request { context, pod, gone, .. } = request;
     if !gone && !is_host_network(pod) {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let drained = async {
+            context.drain.await_draining(uid(pod)).await;
+            if context.services.select(namespace(pod), &labels) {
+                sleep(SETTLE).await;
+            }
+        };
         // Past the bound the pod is stopped all the same.
-        let _ = timeout(Actor::drain_limit(pod), context.drain.await_draining(uid(pod))).await;
+        let _ = timeout(Actor::drain_limit(pod), drained).await;
     }
     Outcome::Done
 }
