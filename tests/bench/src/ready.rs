@@ -77,8 +77,8 @@ fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
     Ok(http::Request::get(path).body(Vec::new())?)
 }
 
+/// At once: how it ends is not what is measured.
 fn stop(server: &mut Child) -> Result<()> {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(server.id())?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+    server.kill()?;
     server.wait().map(drop).context("cannot wait for the server")
 }

@@ -1,10 +1,12 @@
 //! The cluster under measurement: three nodes under a name of its own, made and removed by `leme` as a user would.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use crate::place;
 use crate::registry;
 use crate::step::{command, output};
 
@@ -16,13 +18,17 @@ const NODES: u8 = 3;
 pub(crate) struct Cluster {
     leme: PathBuf,
     /// State and kubeconfig, away from the user's.
-    folder: tempfile::TempDir,
+    folder: PathBuf,
 }
 
 impl Cluster {
-    /// None yet.
+    /// None yet: what a measurement that was cut off has left goes first.
     pub(crate) fn of(leme: &Path) -> Result<Self> {
-        Ok(Self { leme: leme.to_owned(), folder: tempfile::Builder::new().prefix("leme-bench-").tempdir()? })
+        let folder = place::cache().join("bench");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let cluster = Self { leme: leme.to_owned(), folder };
+        cluster.down()?;
+        Ok(cluster)
     }
 
     /// Makes it and says how long that took: `leme up` returns when all nodes are Ready and names resolve on each.
@@ -39,13 +45,13 @@ impl Cluster {
 
     fn leme(&self, verb: &str) -> std::process::Command {
         let mut leme = command(&self.leme);
-        leme.args([verb, "--name", NAME, "--state-dir"]).arg(self.folder.path());
+        leme.args([verb, "--name", NAME, "--state-dir"]).arg(&self.folder);
         leme.env("KUBECONFIG", self.kubeconfig());
         leme
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.folder.path().join("kubeconfig")
+        self.folder.join("kubeconfig")
     }
 
     pub(crate) fn node(index: u8) -> String {
@@ -53,7 +59,7 @@ impl Cluster {
     }
 
     fn node_folder(&self, index: u8) -> PathBuf {
-        self.folder.path().join(NAME).join("nodes").join(Self::node(index))
+        self.folder.join(NAME).join("nodes").join(Self::node(index))
     }
 
     pub(crate) fn runtime_socket(&self, index: u8) -> PathBuf {
@@ -77,5 +83,8 @@ impl Drop for Cluster {
         if let Err(error) = self.down() {
             eprintln!("the cluster of the benchmark stays: {error:#}");
         }
+        // Not empty: what stays is found there.
+        let _ = fs::remove_file(self.kubeconfig());
+        let _ = fs::remove_dir(&self.folder);
     }
 }

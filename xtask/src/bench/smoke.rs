@@ -19,7 +19,7 @@ use crate::{build, images, place, registry, setup};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Measure this `leme` (with `leme-cni` beside it) instead of building the release
+    /// Measure this `leme` instead of building the release; `leme-cni` lies beside it, and `leme-bench` may
     #[arg(long, value_name = "FILE")]
     bin: Option<PathBuf>,
     /// Write the rows as JSON lines, too
@@ -39,36 +39,47 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(crate) fn run(options: &Options) -> Result<()> {
     require_root("measuring a local cluster")?;
     setup::run()?;
-    let leme = match &options.bin {
-        Some(leme) => fs::canonicalize(leme).with_context(|| format!("no {}", leme.display()))?,
-        None => build::build(&build::Options { release: true })?.leme,
-    };
-    let tool = tool()?;
+    let (leme, tool) = programs(options.bin.as_deref())?;
     images::push_all(registry::start()?)?;
-    describe();
+    describe(options.bin.as_deref());
     let rows: Vec<_> = measure(&leme, &tool, options)?.into_iter().filter_map(Row::of).collect();
     println!("{}", row::table(&rows));
     options.json.as_deref().map_or(Ok(()), |path| row::write_json(&rows, path))
 }
 
-/// Builds the measuring program as released: what it costs itself is part of every figure.
-fn tool() -> Result<PathBuf> {
+/// `leme`, and the measuring program as released too: what it costs itself is part of every figure.
+fn programs(bin: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
+    let leme = match bin {
+        Some(leme) => fs::canonicalize(leme).with_context(|| format!("no {}", leme.display()))?,
+        None => build::build(&build::Options { release: true })?.leme,
+    };
+    let beside = leme.with_file_name("leme-bench");
+    if bin.is_some() && beside.exists() {
+        return Ok((leme, beside));
+    }
     say("Building leme-bench");
-    step::run(cargo().args(["build", "--release", "-p", "leme-bench"]))?;
-    Ok(place::target().join("release/leme-bench"))
+    let mut build = cargo();
+    build.args(["build", "--release", "-p", "leme-bench"]);
+    // Chosen together, all have the dependencies' features in common: nothing is compiled twice.
+    build.args(if bin.is_none() { &["-p", "leme", "-p", "leme-cni"][..] } else { &[] });
+    step::run(&mut build)?;
+    Ok((leme, place::target().join("release/leme-bench")))
 }
 
 /// Figures without their machine say nothing.
-fn describe() {
+fn describe(bin: Option<&Path>) {
     let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = line("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let (kernel, load) = (line("/proc/sys/kernel/osrelease"), line("/proc/loadavg"));
-    let commit = output(command("git").current_dir(place::workspace()).args(["rev-parse", "--short", "HEAD"]));
+    let commit = || output(command("git").current_dir(place::workspace()).args(["describe", "--always", "--dirty"]));
+    let subject = match bin {
+        Some(bin) => bin.display().to_string(),
+        None => format!("commit {}", commit().unwrap_or_default().trim()),
+    };
     println!(
-        "commit {}, {processors} × {}, Linux {kernel}, load before {}\n",
-        commit.unwrap_or_default().trim(),
+        "{subject}, {processors} × {}, Linux {kernel}, load before {}\n",
         model.1,
         load.split(' ').next().unwrap_or_default()
     );
