@@ -31,7 +31,8 @@ pub struct Node {
 }
 
 pub struct Cluster {
-    pub name: &'static str,
+    /// Its own for each run: names of nodes are names of links and namespaces of the whole machine.
+    pub name: String,
     pub nodes: Vec<Node>,
     /// What `leme up` printed, and how long it took.
     pub greeting: String,
@@ -62,7 +63,8 @@ current-context: elsewhere
 impl Cluster {
     /// Makes a cluster of three nodes.
     pub fn up(store: Store) -> Result<Self> {
-        let name = if store == Store::Etcd { "tests-etcd" } else { "tests" };
+        let kind = if store == Store::Etcd { "etcd" } else { "tests" };
+        let name = format!("{kind}-{:05}", std::process::id() % 100_000);
         let folder = tempfile::Builder::new().prefix("leme-tests-").tempdir()?;
         // Before anything of ours: not even the etcd that the state is in.
         let before = Machine::look();
@@ -147,7 +149,7 @@ impl Cluster {
     /// A command of the `leme` binary for this cluster, with a PATH on which there is next to nothing.
     pub fn leme(&self, verb: &str) -> Command {
         let mut command = Command::new(binary());
-        command.args(verb.split(' ')).args(["--name", self.name, "--state-dir"]).arg(self.path("clusters"));
+        command.args(verb.split(' ')).args(["--name", &self.name, "--state-dir"]).arg(self.path("clusters"));
         command.env("PATH", self.path("bin")).env("HOME", self.path("home")).env("KUBECONFIG", self.kubeconfig());
         command
     }
@@ -161,7 +163,7 @@ impl Cluster {
 
     /// The directory the product keeps a node in.
     pub fn node_folder(&self, node: &str) -> PathBuf {
-        self.path("clusters").join(self.name).join("nodes").join(node)
+        self.path("clusters").join(&self.name).join("nodes").join(node)
     }
 
     /// The process id of a node's `server`, `agent` or `containerd`.
@@ -212,7 +214,7 @@ impl Cluster {
 
     /// The end of what every process said, for a person who looks at a failure.
     pub fn logs(&self) -> String {
-        let logs = glob(&self.path("clusters").join(self.name).join("nodes"));
+        let logs = glob(&self.path("clusters").join(&self.name).join("nodes"));
         let tail = |path: &PathBuf| {
             let text = fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();

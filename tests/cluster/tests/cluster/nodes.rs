@@ -7,11 +7,13 @@ use leme_tests_cluster::Cluster;
 use leme_tests_cluster::cluster::expect_all;
 
 pub(crate) fn up_ends_with_how_to_use_the_cluster(cluster: &Cluster) -> Result<()> {
-    expect_all(&cluster.greeting, &["is ready after", "kubectl get nodes", "leme down --name tests"])?;
+    let down = format!("leme down --name {}", cluster.name);
+    expect_all(&cluster.greeting, &["is ready after", "kubectl get nodes", &down])?;
     ensure!(cluster.took < Duration::from_secs(60), "it took {:?}", cluster.took);
     let contexts = cluster.kubectl(&["config", "get-contexts", "-o", "name"])?;
-    expect_all(&contexts, &["elsewhere", "leme-tests"])?;
-    ensure!(cluster.kubectl(&["config", "current-context"])?.trim() == "leme-tests", "another context is current");
+    let context = format!("leme-{}", cluster.name);
+    expect_all(&contexts, &["elsewhere", &context])?;
+    ensure!(cluster.kubectl(&["config", "current-context"])?.trim() == context, "another context is current");
     Ok(())
 }
 
