@@ -75,12 +75,6 @@ impl Suite {
         Ok(text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
     }
 
-    /// The package that a metapackage stands for.
-    pub(crate) fn resolve(&self, package: &str) -> Result<String> {
-        let found = self.dependencies(package)?.into_iter().next();
-        found.with_context(|| format!("{package} of Debian {} depends on nothing", self.name))
-    }
-
     /// Downloads and unpacks packages into a folder that then is complete.
     pub(crate) fn unpack(&self, packages: &[&str], into: &Path) -> Result<()> {
         let mut parts = into.as_os_str().to_owned();

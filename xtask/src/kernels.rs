@@ -30,7 +30,9 @@ pub(crate) fn fetch() -> Result<()> {
             say(&format!("Fetching Linux {name}"));
             fs::create_dir_all(folder.parent().expect("lies in the cache"))?;
             let suite = Suite::open(suite)?;
-            let image = suite.resolve("linux-image-cloud-amd64")?;
+            let mut image = suite.dependencies("linux-image-cloud-amd64")?;
+            image.retain(|package| package.starts_with("linux-image-"));
+            let image = image.pop().context("linux-image-cloud-amd64 names no kernel")?;
             // Newer packages have the kernel and its modules in packages of their own.
             let mut parts = suite.dependencies(&image)?;
             parts.retain(|part| part.starts_with("linux-binary-") || part.starts_with("linux-modules-"));
