@@ -1,10 +1,11 @@
-//! The test binary as a client: `client [--enter PID] get|hammer …`, run in nodes and pods by `Place`.
+//! The test binary as a client: `client [--enter PID] get|hammer|hold …`, run in nodes and pods by `Place`.
 //!
-//! One connection per request, and never a second attempt: what fails is reported as failed.
+//! One connection per request, or one for all of them (`hold`), and never a second attempt: what fails is reported as
+//! failed.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::{Cluster, Place};
 /// Long enough for a busy machine, too short for a lost packet's second chance to go unseen.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(3);
+/// On a connection that is held: nginx ends one after a thousand requests.
+const LONG_PAUSE: Duration = Duration::from_millis(30);
 
 /// Requests of a path, each over its own connection, all of which must succeed: bodies and how often each came.
 pub fn ask(
@@ -54,6 +57,7 @@ pub fn main(arguments: &[String]) -> Option<i32> {
     let outcome = enter_first(&mut words).and_then(|()| match words.as_slice() {
         ["get", target, path, times] => get(target, path, times),
         ["hammer", target, path] => hammer(&target.parse::<SocketAddr>()?.into(), path),
+        ["hold", target, path] => hold(target.parse()?, path),
         ["hammer", name, port, path, "--dns", server] => {
             hammer(&Target::Name { name, port: port.parse()?, server: server.parse()? }, path)
         }
@@ -135,8 +139,38 @@ impl Target<'_> {
     }
 }
 
-/// Requests until standard input ends; says how many there were and which failed, when and how.
+/// One connection per request.
 fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
+    until_told(PAUSE, || target.address().and_then(|address| request(address, path)).map(drop))
+}
+
+/// One connection for all requests: once it breaks, all of them fail.
+fn hold(target: SocketAddr, path: &str) -> Result<Value> {
+    let mut stream = BufReader::new(TcpStream::connect_timeout(&target, PATIENCE).context("connect")?);
+    stream.get_ref().set_read_timeout(Some(PATIENCE))?;
+    until_told(LONG_PAUSE, || exchange(&mut stream, path))
+}
+
+/// One request and its whole answer over a connection that stays.
+fn exchange(stream: &mut BufReader<TcpStream>, path: &str) -> Result<()> {
+    write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: held\r\n\r\n").context("send")?;
+    let (mut line, mut length) = (String::new(), 0);
+    loop {
+        line.clear();
+        ensure!(stream.read_line(&mut line).context("receive")? > 0, "the server ended the connection");
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse()?;
+        }
+        if line.trim_end().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).context("receive")
+}
+
+/// Requests until standard input ends; says how many there were and which failed, when and how.
+fn until_told(pause: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<Value> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
     thread::spawn(move || {
@@ -147,13 +181,13 @@ fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
     while !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         requests += 1;
-        if let Err(error) = target.address().and_then(|address| request(address, path)) {
+        if let Err(error) = attempt() {
             let day = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() % 86_400.0;
             let after = began.elapsed().as_secs_f64();
             failures.push(format!("after {after:.3} s (second {day:.3} of the day, UTC): {error:#}"));
         }
         slowest = slowest.max(start.elapsed());
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
     }
     Ok(json!({ "requests": requests, "failures": failures, "slowest_ms": slowest.as_millis() as u64 }))
 }

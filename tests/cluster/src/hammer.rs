@@ -29,6 +29,11 @@ impl Hammer {
         Self::spawn(cluster, place, &["hammer", &target.to_string(), "/"])
     }
 
+    /// At an address, over a single connection.
+    pub fn hold(cluster: &Cluster, place: Place<'_>, target: SocketAddr) -> Result<Self> {
+        Self::spawn(cluster, place, &["hold", &target.to_string(), "/"])
+    }
+
     /// At a name, which is asked for anew for each request.
     pub fn start_by_name(cluster: &Cluster, place: Place<'_>, name: &str, port: u16) -> Result<Self> {
         Self::spawn(cluster, place, &["hammer", name, &port.to_string(), "/", "--dns", "10.96.0.10:53"])

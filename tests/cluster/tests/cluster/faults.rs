@@ -25,6 +25,8 @@ pub(crate) fn killing_the_agents_disturbs_nothing(cluster: &Cluster) -> Result<(
         Hammer::start_by_name(cluster, Place::Pod(&tools[0]), "nginx.default.svc.cluster.local", 8000)?,
         Hammer::start(cluster, Place::Node(&node.name), (address, 8000).into())?,
         Hammer::start(cluster, Place::Machine, (node.address, port).into())?,
+        Hammer::hold(cluster, Place::Pod(&tools[1]), (address, 8000).into())?,
+        Hammer::hold(cluster, Place::Machine, (cluster.nodes[1].address, port).into())?,
     ];
     for _ in 0..3 {
         kill_agents(cluster)?;
