@@ -9,6 +9,7 @@ pub mod drain;
 pub mod events;
 mod health;
 mod kubelet_api;
+pub mod memory;
 pub mod network;
 pub mod node;
 mod objects;

@@ -82,8 +82,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Image(options) => small_runtime()?.block_on(cluster::image::run(options)).map(done),
         Command::Kubeconfig(options) => cluster::kubeconfig::run(&options).map(done),
         Command::Server(options) => serve(|shutdown| server::run(options, shutdown)),
-        Command::Agent(options) => serve(|shutdown| agent::run(options, shutdown)),
-        Command::Dns(options) => serve(|shutdown| dns::run(options, shutdown)),
+        Command::Agent(options) => serve_small(|shutdown| agent::run(options, shutdown)),
+        Command::Dns(options) => serve_small(|shutdown| dns::run(options, shutdown)),
         Command::Bpf(options) => bpf::run(&options).map(done),
         Command::Supervise(options) => cluster::supervisor::run(&options).map(done),
         Command::Completion { shell } => {
@@ -112,9 +112,24 @@ fn serve<F>(part: impl FnOnce(CancellationToken) -> F) -> Result<ExitCode>
 where
     F: Future<Output = Result<()>>,
 {
+    run_until_ended(Builder::new_multi_thread().enable_all().build()?, part)
+}
+
+/// The same for parts that stand on every node of a cluster and mostly wait: two threads, on however many cores.
+fn serve_small<F>(part: impl FnOnce(CancellationToken) -> F) -> Result<ExitCode>
+where
+    F: Future<Output = Result<()>>,
+{
+    leme_agent::memory::keep_small();
+    run_until_ended(Builder::new_multi_thread().worker_threads(2).enable_all().build()?, part)
+}
+
+fn run_until_ended<F>(runtime: Runtime, part: impl FnOnce(CancellationToken) -> F) -> Result<ExitCode>
+where
+    F: Future<Output = Result<()>>,
+{
     install_crypto();
     start_logging();
-    let runtime = Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));

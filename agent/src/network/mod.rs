@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::drain::Drain;
+use crate::{drain::Drain, memory};
 
 pub mod cni_config;
 pub mod cni_server;
@@ -203,6 +203,8 @@ impl Network {
             .with_context(|| format!("failed to create the node's cgroup {}", self.config.cgroup.display()))?;
         let datapath =
             Datapath::open(self.datapath_config(first, nic.index)).await.context("failed to open the datapath")?;
+        // The kernel's BTF and the programs' object, read for this and needed no more.
+        memory::give_back();
         let mtu = match datapath.pod_mtu() {
             0 => nic.mtu.saturating_sub(50),
             mtu => mtu,

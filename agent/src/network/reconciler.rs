@@ -32,6 +32,7 @@ use tokio::{sync::watch, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::{Kernel, health::Metrics};
+use crate::memory;
 
 /// The safety net: everything is compared again.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -164,6 +165,9 @@ impl Reconciler {
                 self.metrics.synced(report, started.elapsed());
                 self.metrics.known(self.services.known.len());
                 pace.succeeded();
+                if whole {
+                    memory::give_back();
+                }
                 let offers = std::mem::take(&mut self.offers);
                 cluster.send_modify(|cluster| offers.into_iter().for_each(|(slice, uids)| cluster.set(slice, uids)));
             }
