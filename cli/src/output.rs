@@ -25,13 +25,18 @@ pub(crate) fn print<T: Serialize>(
         println!("{}", serde_json::to_string_pretty(values)?);
         return Ok(());
     }
+    print!("{}", table(header, values.iter().map(row)));
+    Ok(())
+}
+
+/// Lines of a table, without trailing blanks.
+pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header).add_rows(values.iter().map(row));
+    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    println!("{table}");
-    Ok(())
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
 pub(crate) fn red(text: &str) -> String {

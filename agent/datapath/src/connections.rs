@@ -68,7 +68,7 @@ impl Connections {
 }
 
 /// The clock of `bpf_ktime_get_ns`, in nanoseconds.
-fn monotonic() -> u64 {
+pub(crate) fn monotonic() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the place has the type the call fills; every Linux has this clock, so it cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

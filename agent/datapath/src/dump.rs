@@ -1,12 +1,17 @@
-//! The tables as rows that people and tests can read, straight from the pins.
+//! The tables as rows that people and tests can read, straight from the pins of a node, without owning them.
+//!
+//! One function per table; [`Dump`] is their sum in short.
+
+mod connections;
 
 use crate::{
     EndpointSpec, Result,
     table::{CpuTable, Table},
 };
+pub use connections::{ConnectionRow, Peers, TranslationRow, connections, translations};
 use leme_abi::{
-    Addr, Backend, Conntrack, DropReason, Endpoint, FrontendKey, NodeAddress, Protocol, Route, RouteKey, Scope,
-    Service, SlotKey, Tuple,
+    Addr, Backend, Conntrack, Counter, DropReason, Endpoint, FrontendKey, NodeAddress, Protocol, Route, RouteKey,
+    Scope, Service, SlotKey, Tuple,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -41,26 +46,84 @@ pub struct ServiceRow {
     pub affinity: u32,
 }
 
+/// A prefix and what lies behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRow {
+    pub prefix: String,
+    /// None: no node has claimed it, and its packets end here.
+    pub node: Option<IpAddr>,
+    /// This node's own pods.
+    pub local: bool,
+}
+
+/// An address of a node, and what is special about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddressRow {
+    pub address: IpAddr,
+    pub local: bool,
+    /// The node's address inside its pod range.
+    pub router: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterRow {
+    /// A drop reason, or `forwarded`.
+    pub reason: String,
+    /// Seen from the pods: `ingress` or `egress`.
+    pub direction: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
 /// Reads the pinned tables of a node without owning them.
 pub fn dump(pins: &Path) -> Result<Dump> {
-    let mut dump = Dump { services: services(pins)?, counters: counters(pins)?, ..Dump::default() };
-    let endpoints = Table::<Addr, Endpoint>::open(pins, "endpoints")?.entries()?;
-    dump.endpoints = endpoints.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect();
-    dump.endpoints.sort_by_key(|endpoint| endpoint.addr);
-    for (key, route) in Table::<RouteKey, Route>::open(pins, "routes")?.entries()? {
-        if route.flags == 0 {
-            dump.routes.insert(prefix(&key), route.node.into());
-        }
-    }
-    for (addr, flags) in Table::<Addr, u32>::open(pins, "node_addresses")?.entries()? {
-        let place = if flags & NodeAddress::LOCAL != 0 { "local" } else { "remote" };
-        dump.node_addresses.insert(addr.into(), place.to_owned());
+    let mut dump = Dump { services: services(pins)?, endpoints: endpoints(pins)?, ..Dump::default() };
+    let counted = counters(pins)?.into_iter().filter(|row| row.packets > 0);
+    dump.counters = counted.map(|row| (format!("{}/{}", row.reason, row.direction), row.packets)).collect();
+    let routes = routes(pins)?.into_iter().filter(|row| !row.local);
+    dump.routes = routes.filter_map(|row| Some((row.prefix, row.node?))).collect();
+    for row in node_addresses(pins)? {
+        let place = if row.local { "local" } else { "remote" };
+        dump.node_addresses.insert(row.address, place.to_owned());
     }
     Table::<Tuple, Conntrack>::open(pins, "conntrack")?.visit(|_, _| dump.connections += 1)?;
     Ok(dump)
 }
 
-fn services(pins: &Path) -> Result<Vec<ServiceRow>> {
+/// Pods of this node, by address.
+pub fn endpoints(pins: &Path) -> Result<Vec<EndpointSpec>> {
+    let entries = Table::<Addr, Endpoint>::open(pins, "endpoints")?.entries()?;
+    let mut rows: Vec<_> = entries.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect();
+    rows.sort_by_key(|endpoint| endpoint.addr);
+    Ok(rows)
+}
+
+/// Pod ranges, by address, the widest first.
+pub fn routes(pins: &Path) -> Result<Vec<RouteRow>> {
+    let mut entries = Table::<RouteKey, Route>::open(pins, "routes")?.entries()?;
+    entries.sort_by_key(|(key, _)| (IpAddr::from(key.addr), key.prefix));
+    let row = |(key, route): (RouteKey, Route)| RouteRow {
+        prefix: prefix(&key),
+        node: (route.flags & Route::UNREACHABLE == 0).then(|| route.node.into()),
+        local: route.flags & Route::LOCAL != 0,
+    };
+    Ok(entries.into_iter().map(row).collect())
+}
+
+pub fn node_addresses(pins: &Path) -> Result<Vec<NodeAddressRow>> {
+    let entries = Table::<Addr, u32>::open(pins, "node_addresses")?.entries()?;
+    let row = |(addr, flags): (Addr, u32)| NodeAddressRow {
+        address: addr.into(),
+        local: flags & NodeAddress::LOCAL != 0,
+        router: flags & NodeAddress::ROUTER != 0,
+    };
+    let mut rows: Vec<_> = entries.into_iter().map(row).collect();
+    rows.sort_by_key(|row| row.address);
+    Ok(rows)
+}
+
+/// Services that something leads to, by id.
+pub fn services(pins: &Path) -> Result<Vec<ServiceRow>> {
     let backends: HashMap<u32, Backend> = Table::open(pins, "backends")?.entries()?.into_iter().collect();
     let values: HashMap<u32, Service> = Table::open(pins, "services")?.entries()?.into_iter().collect();
     let row = |(id, value): (&u32, &Service)| {
@@ -87,13 +150,20 @@ fn services(pins: &Path) -> Result<Vec<ServiceRow>> {
 
 pub(crate) fn frontend(key: &FrontendKey) -> String {
     let address = if key.addr == Addr::ANY { "*".to_owned() } else { IpAddr::from(key.addr).to_string() };
-    let protocol = match Protocol::from_number(key.proto) {
-        Some(Protocol::Tcp) => "TCP",
-        Some(Protocol::Udp) => "UDP",
-        None => "?",
-    };
+    let protocol = protocol(key.proto);
     let scope = if key.scope == Scope::External as u8 { " external" } else { "" };
     format!("{address}:{}/{protocol}{scope}", key.port.number())
+}
+
+/// Kubernetes' name of a protocol; the number of one that has none.
+fn protocol(number: u8) -> String {
+    match number {
+        Protocol::TCP => "TCP".to_owned(),
+        Protocol::UDP => "UDP".to_owned(),
+        Protocol::ICMP => "ICMP".to_owned(),
+        132 => "SCTP".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 pub(crate) fn prefix(key: &RouteKey) -> String {
@@ -101,16 +171,15 @@ pub(crate) fn prefix(key: &RouteKey) -> String {
     format!("{}/{bits}", IpAddr::from(key.addr))
 }
 
-fn counters(pins: &Path) -> Result<BTreeMap<String, u64>> {
+/// Every reason in both directions, zeros too.
+pub fn counters(pins: &Path) -> Result<Vec<CounterRow>> {
     let table = CpuTable::open(pins, "counters")?;
-    let mut counters = BTreeMap::new();
+    let mut rows = Vec::new();
     for reason in DropReason::ALL {
         for (offset, direction) in ["ingress", "egress"].into_iter().enumerate() {
-            let [packets, _] = table.sum::<2>(*reason as u32 * 2 + offset as u32)?;
-            if packets > 0 {
-                counters.insert(format!("{}/{direction}", reason.name()), packets);
-            }
+            let [packets, bytes] = table.sum::<{ size_of::<Counter>() / 8 }>(*reason as u32 * 2 + offset as u32)?;
+            rows.push(CounterRow { reason: reason.name().into(), direction: direction.into(), packets, bytes });
         }
     }
-    Ok(counters)
+    Ok(rows)
 }

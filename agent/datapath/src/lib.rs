@@ -23,7 +23,10 @@ mod text;
 
 pub use config::{Config, Sizes};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
-pub use dump::{Dump, ServiceRow, dump};
+pub use dump::{
+    ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow, connections, counters,
+    dump, endpoints, node_addresses, routes, services, translations,
+};
 pub use error::{Error, Result};
 pub use lan::Lan;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
