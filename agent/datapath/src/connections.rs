@@ -1,6 +1,6 @@
 //! Connections come and go in the kernel; only forgetting the silent ones is user space's.
 
-use crate::{Collected, Result, table::Table};
+use crate::{Collected, MapFill, Result, table::Table};
 use leme_abi::{Conntrack, Leg, Translation, Tuple};
 use std::path::Path;
 
@@ -11,11 +11,20 @@ pub(crate) struct Connections {
     conntrack: Table<Tuple, Conntrack>,
     nat: Table<Tuple, Translation>,
     round: u32,
+    /// Entries when they were last looked through.
+    live: usize,
+    translations: usize,
 }
 
 impl Connections {
     pub(crate) fn open(pins: &Path) -> Result<Self> {
-        Ok(Self { conntrack: Table::open(pins, "conntrack")?, nat: Table::open(pins, "nat")?, round: 0 })
+        Ok(Self {
+            conntrack: Table::open(pins, "conntrack")?,
+            nat: Table::open(pins, "nat")?,
+            round: 0,
+            live: 0,
+            translations: 0,
+        })
     }
 
     pub(crate) fn collect(&mut self) -> Result<Collected> {
@@ -30,11 +39,20 @@ impl Connections {
         let capacity = self.conntrack.capacity() as usize;
         let mut removed = expired.len();
         self.forget(&expired)?;
-        self.round = self.round.wrapping_add(1);
         if self.round.is_multiple_of(SWEEP) {
             removed += self.sweep()?;
         }
+        self.round = self.round.wrapping_add(1);
+        self.live = live;
         Ok(Collected { live, removed, capacity })
+    }
+
+    pub(crate) fn fill(&self) -> [MapFill; 2] {
+        let (connections, translations) = (self.conntrack.capacity(), self.nat.capacity());
+        [
+            MapFill { map: "conntrack", entries: self.live, capacity: connections },
+            MapFill { map: "nat", entries: self.translations, capacity: translations },
+        ]
     }
 
     /// A connection's three entries go together, the one that answers find first.
@@ -50,19 +68,21 @@ impl Connections {
         self.conntrack.delete_all(originals)
     }
 
-    fn sweep(&self) -> Result<usize> {
+    fn sweep(&mut self) -> Result<usize> {
         let mut candidates = Vec::new();
         self.nat.visit(|tuple, translation| {
             let forward = translation.leg == Leg::Forward as u8;
             candidates.push((*tuple, if forward { *tuple } else { translation.to.inverse() }));
         })?;
         let mut orphans = Vec::new();
+        let candidates_count = candidates.len();
         for (entry, original) in candidates {
             if self.conntrack.get(&original)?.is_none() {
                 orphans.push(entry);
             }
         }
         self.nat.delete_all(&orphans)?;
+        self.translations = candidates_count - orphans.len();
         Ok(orphans.len())
     }
 }

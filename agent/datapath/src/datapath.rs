@@ -1,11 +1,12 @@
 //! The kernel side as one object: opened once per agent, one writer.
 
 use crate::{
-    Change, Config, Dump, Error, ObjectKey, Result, Snapshot,
+    Change, Config, CounterRow, Dump, Error, MapFill, ObjectKey, Result, Snapshot,
     attach::Attacher,
     connections::Connections,
     device::{Devices, allow_forwarding, netns_cookie},
-    dump::dump,
+    dump::{counters, dump},
+    fill::fill,
     ledger::{Found, Ledger, Operations, Retired},
     plan::{NodeTables, RouteTo, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
@@ -271,6 +272,15 @@ impl Datapath {
     pub fn collect(&mut self) -> Result<Collected> {
         self.bury()?;
         self.connections.collect()
+    }
+
+    /// How full the maps are.
+    pub fn fill(&self) -> Result<Vec<MapFill>> {
+        fill(&self.config.pin_dir, &self.ledger, &self.connections)
+    }
+
+    pub fn counters(&self) -> Result<Vec<CounterRow>> {
+        counters(&self.config.pin_dir)
     }
 
     pub fn dump(&self) -> Result<Dump> {

@@ -13,6 +13,7 @@ mod datapath;
 mod device;
 mod dump;
 mod error;
+mod fill;
 mod lan;
 mod ledger;
 mod plan;
@@ -28,6 +29,7 @@ pub use dump::{
     dump, endpoints, node_addresses, routes, services, translations,
 };
 pub use error::{Error, Result};
+pub use fill::MapFill;
 pub use lan::Lan;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
 pub use snapshot::{Change, ObjectKey, Snapshot};

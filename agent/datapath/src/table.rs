@@ -121,6 +121,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 }
 
+/// Room in a pinned map of any layout.
+pub(crate) fn capacity(pin_dir: &Path, name: &str) -> Result<u32> {
+    let path = pin_dir.join(name);
+    let info = bpf::get(&path).and_then(|fd| bpf::map_info(fd.as_fd()));
+    info.map(|info| info.max_entries).map_err(|source| Error::Pin { path, source })
+}
+
 /// A per-CPU array of counters, summed over CPUs.
 pub(crate) struct CpuTable {
     fd: OwnedFd,

@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     ipam::{self, Ipam, Reservation, Wanted},
+    metrics::Metrics,
     veth::{self, GATEWAY, Links, Veth, mac_text},
 };
 
@@ -61,12 +62,13 @@ pub struct CniServer {
     links: Links,
     endpoints: Arc<dyn Endpoints>,
     shape: Shape,
+    metrics: Arc<Metrics>,
     turns: Mutex<HashMap<AttachmentId, Arc<Turn<()>>>>,
 }
 
 impl CniServer {
-    pub fn new(ipam: Ipam, links: Links, endpoints: Arc<dyn Endpoints>, shape: Shape) -> Self {
-        Self { ipam: Mutex::new(ipam), links, endpoints, shape, turns: Mutex::default() }
+    pub fn new(ipam: Ipam, links: Links, endpoints: Arc<dyn Endpoints>, shape: Shape, metrics: Arc<Metrics>) -> Self {
+        Self { ipam: Mutex::new(ipam), links, endpoints, shape, metrics, turns: Mutex::default() }
     }
 
     /// Registers every pod that an earlier agent attached, and removes links that belong to nobody.
@@ -102,7 +104,12 @@ impl CniServer {
 
     async fn converse(self: Arc<Self>, mut stream: UnixStream) {
         let reply = match read(&mut stream).await {
-            Ok(request) => self.answer(request).await,
+            Ok(request) => {
+                let (command, started) = (request.command, Instant::now());
+                let reply = self.answer(request).await;
+                self.metrics.cni(command, &reply, started.elapsed());
+                reply
+            }
             Err(error) => Reply::Failed(Failure::new(code::IO_FAILURE, "failed to read the plugin's request", error)),
         };
         let bytes = serde_json::to_vec(&reply).expect("a reply is plain data");

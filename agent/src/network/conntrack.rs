@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
-use super::{Kernel, health::Metrics};
+use super::{Kernel, metrics::Metrics};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 /// From this fill on the promise that no live connection is lost is in danger.

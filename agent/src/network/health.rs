@@ -1,103 +1,43 @@
 //! `/healthz`, `/livez` and `/metrics` of the network, on kube-proxy's health port.
 //!
-//! Spawned by the network; reads what the reconciler and the collector leave in [`Metrics`].
+//! Spawned by the network; reads what the others leave in [`Metrics`], and asks the kernel.
 
-use std::{
-    fmt::Write as _,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use leme_datapath::{Collected, Report};
 use tokio::{net::TcpListener, sync::watch};
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::{Status, cni_server::CniServer};
+use super::{
+    Kernel, Status,
+    cni_server::CniServer,
+    metrics::{Measured, Metrics},
+};
 
-/// Counters and gauges; one writer each.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    syncs: AtomicU64,
-    sync_failures: AtomicU64,
-    sync_nanoseconds: AtomicU64,
-    last_sync: AtomicU64,
-    operations: AtomicU64,
-    services: AtomicU64,
-    connections_live: AtomicU64,
-    connections_removed: AtomicU64,
-    connections_capacity: AtomicU64,
-}
-
-impl Metrics {
-    pub fn synced(&self, report: Report, took: Duration) {
-        self.syncs.fetch_add(1, Relaxed);
-        self.sync_nanoseconds.fetch_add(took.as_nanos() as u64, Relaxed);
-        self.operations.fetch_add(report.operations as u64, Relaxed);
-        self.last_sync.store(now().as_secs(), Relaxed);
-    }
-
-    pub fn failed(&self) {
-        self.sync_failures.fetch_add(1, Relaxed);
-    }
-
-    pub fn known(&self, services: usize) {
-        self.services.store(services as u64, Relaxed);
-    }
-
-    pub fn connections(&self, collected: Collected) {
-        self.connections_live.store(collected.live as u64, Relaxed);
-        self.connections_capacity.store(collected.capacity as u64, Relaxed);
-        self.connections_removed.fetch_add(collected.removed as u64, Relaxed);
-    }
-
-    fn render(&self, addresses: (usize, usize)) -> String {
-        let seconds = self.sync_nanoseconds.load(Relaxed) as f64 / 1e9;
-        let rows: [(&str, &str, f64); 11] = [
-            ("kubeproxy_sync_proxy_rules_duration_seconds_sum", "counter", seconds),
-            ("kubeproxy_sync_proxy_rules_duration_seconds_count", "counter", self.syncs.load(Relaxed) as f64),
-            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "gauge", self.last_sync.load(Relaxed) as f64),
-            ("leme_reconcile_failures_total", "counter", self.sync_failures.load(Relaxed) as f64),
-            ("leme_map_operations_total", "counter", self.operations.load(Relaxed) as f64),
-            ("leme_services", "gauge", self.services.load(Relaxed) as f64),
-            ("leme_connections", "gauge", self.connections_live.load(Relaxed) as f64),
-            ("leme_connections_capacity", "gauge", self.connections_capacity.load(Relaxed) as f64),
-            ("leme_connections_collected_total", "counter", self.connections_removed.load(Relaxed) as f64),
-            ("leme_pod_addresses_used", "gauge", addresses.0 as f64),
-            ("leme_pod_addresses", "gauge", addresses.1 as f64),
-        ];
-        rows.iter().fold(String::new(), |mut text, (name, kind, value)| {
-            let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
-            text
-        })
-    }
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
+/// Whom it asks.
 #[derive(Clone)]
-struct Served {
-    status: watch::Receiver<Status>,
-    metrics: Arc<Metrics>,
-    server: Arc<CniServer>,
+pub struct Served {
+    pub status: watch::Receiver<Status>,
+    pub metrics: Arc<Metrics>,
+    pub kernel: Kernel,
+    pub server: Arc<CniServer>,
+}
+
+impl Served {
+    async fn metrics(&self) -> String {
+        let counted = self.kernel.with(|datapath| Ok((datapath.counters()?, datapath.fill()?))).await;
+        let (counters, maps) = counted.unwrap_or_else(|error: leme_datapath::Error| {
+            debug!(%error, "cannot read the kernel's counters");
+            Default::default()
+        });
+        self.metrics.render(&Measured { counters, maps, addresses: self.server.usage() })
+    }
 }
 
 /// Serves for ever; an address that is taken is tried again.
-pub async fn serve(
-    address: SocketAddr,
-    status: watch::Receiver<Status>,
-    metrics: Arc<Metrics>,
-    server: Arc<CniServer>,
-) {
-    let served = Served { status, metrics, server };
+pub async fn serve(address: SocketAddr, served: Served) {
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
@@ -115,8 +55,8 @@ pub async fn serve(
 
 async fn converse(stream: TokioIo<tokio::net::TcpStream>, served: Served) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &served);
-        async move { Ok::<_, std::convert::Infallible>(response) }
+        let served = served.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&request, &served).await) }
     });
     // A client that hangs up in the middle is its own affair.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -126,17 +66,24 @@ async fn converse(stream: TokioIo<tokio::net::TcpStream>, served: Served) {
         .await;
 }
 
-fn answer(request: &Request<Incoming>, served: &Served) -> Response<String> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => healthz(&served.status.borrow()),
-        (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, "ok\n".into()),
-        (&Method::GET, "/metrics") => (StatusCode::OK, served.metrics.render(served.server.usage())),
-        _ => (StatusCode::NOT_FOUND, "404 page not found\n".into()),
+async fn answer(request: &Request<Incoming>, served: &Served) -> Response<String> {
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/healthz") => {
+            let (status, text) = healthz(&served.status.borrow());
+            (status, PLAIN, text)
+        }
+        (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, PLAIN, "ok\n".into()),
+        (&Method::GET, "/metrics") => (StatusCode::OK, OPEN_METRICS, served.metrics().await),
+        _ => (StatusCode::NOT_FOUND, PLAIN, "404 page not found\n".into()),
     };
     let mut response = Response::new(text);
     *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 fn healthz(status: &Status) -> (StatusCode, String) {
     match status {

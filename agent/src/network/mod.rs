@@ -28,11 +28,13 @@ pub mod cni_server;
 pub mod conntrack;
 pub mod health;
 pub mod ipam;
+pub mod metrics;
 pub mod reconciler;
 pub mod veth;
 
 use cni_server::{CniServer, Endpoints, Shape};
 use ipam::Ipam;
+use metrics::Metrics;
 use reconciler::{Cluster, Reconciler};
 use veth::{Links, Veth};
 
@@ -155,11 +157,12 @@ impl Network {
     async fn run(self, client: kube::Client, shutdown: CancellationToken) {
         let mut watching = Reconciler::watch(&self.config.node_name, client);
         let pools = self.await_pools(&mut watching).await;
-        let opened = self.insist(|| self.open(pools.clone())).await;
+        let metrics = watching.metrics();
+        let opened = self.insist(|| self.open(pools.clone(), Arc::clone(&metrics))).await;
         let (kernel, server) = opened;
         self.serve_cni(&server, &shutdown);
-        tokio::spawn(conntrack::collect_regularly(kernel.clone(), watching.metrics()));
-        self.serve_health(&watching, server);
+        tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&metrics)));
+        self.serve_health(&watching, &kernel, server);
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;
     }
 
@@ -193,7 +196,7 @@ impl Network {
         }
     }
 
-    async fn open(&self, pools: Vec<Ipv4Network>) -> anyhow::Result<(Kernel, Arc<CniServer>)> {
+    async fn open(&self, pools: Vec<Ipv4Network>, metrics: Arc<Metrics>) -> anyhow::Result<(Kernel, Arc<CniServer>)> {
         let first = *pools.first().context("the node has no IPv4 pod CIDR")?;
         let links = Links::open()?;
         let nic = links.owner(self.config.node_ip).await?;
@@ -212,7 +215,7 @@ impl Network {
         let shape = Shape { mtu, router: router(first) };
         let kernel = Kernel::new(datapath);
         let ipam = Ipam::open(&self.config.state_dir.join("ipam"), pools)?;
-        let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape);
+        let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape, metrics);
         server.adopt().await.context("failed to adopt the node's pods")?;
         Ok((kernel, Arc::new(server)))
     }
@@ -237,9 +240,10 @@ impl Network {
         });
     }
 
-    fn serve_health(&self, watching: &Reconciler, server: Arc<CniServer>) {
+    fn serve_health(&self, watching: &Reconciler, kernel: &Kernel, server: Arc<CniServer>) {
         if let Some(address) = self.config.health_address {
-            tokio::spawn(health::serve(address, self.status.subscribe(), watching.metrics(), server));
+            let (status, metrics, kernel) = (self.status.subscribe(), watching.metrics(), kernel.clone());
+            tokio::spawn(health::serve(address, health::Served { status, metrics, kernel, server }));
         }
     }
 

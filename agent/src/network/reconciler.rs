@@ -15,6 +15,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use ipnetwork::Ipv4Network;
+use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -31,7 +32,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, info, warn};
 
-use super::{Kernel, health::Metrics};
+use super::{Kernel, metrics::Metrics};
 use crate::memory;
 
 /// The safety net: everything is compared again.
@@ -76,6 +77,7 @@ pub struct Reconciler {
     /// What the snapshot has and the kernel may not.
     changes: BTreeSet<Change>,
     offers: Vec<(ObjectKey, Vec<String>)>,
+    delays: Delays,
     services: Listing,
     slices: Listing,
     nodes: Listing,
@@ -96,6 +98,7 @@ impl Reconciler {
             snapshot: Snapshot::new(node),
             changes: BTreeSet::new(),
             offers: Vec::new(),
+            delays: Delays::start(),
             services: Listing::default(),
             slices: Listing::default(),
             nodes: Listing::default(),
@@ -164,6 +167,7 @@ impl Reconciler {
                 debug!(?report, whole, took = ?started.elapsed(), "applied");
                 self.metrics.synced(report, started.elapsed());
                 self.metrics.known(self.services.known.len());
+                self.delays.tell(&self.metrics);
                 pace.succeeded();
                 if whole {
                     memory::give_back();
@@ -192,6 +196,16 @@ impl Reconciler {
     }
 
     fn observe(&mut self, seen: Seen) {
+        let (known, first_list) = (self.changes.len(), !self.is_synced());
+        let triggered = if let Seen::Slice(Event::Apply(slice)) = &seen { trigger_time(slice) } else { None };
+        self.note(seen);
+        // A first list is no change; it is a start.
+        if self.changes.len() > known && !first_list {
+            self.delays.changed(triggered);
+        }
+    }
+
+    fn note(&mut self, seen: Seen) {
         match seen {
             Seen::Service(event) => match self.services.step(event) {
                 Step::Upsert(service) => self.changes.extend(self.snapshot.upsert_service(&service)),
@@ -287,6 +301,37 @@ fn offered_here(node: &str, slice: &EndpointSlice) -> Vec<String> {
     });
     let valid = ready.filter(|endpoint| endpoint.addresses.first().is_some_and(|text| text.parse::<IpAddr>().is_ok()));
     valid.filter_map(|endpoint| endpoint.target_ref.as_ref()?.uid.clone()).collect()
+}
+
+/// When the change that led to an EndpointSlice's happened: the endpoint slice controllers' own word.
+fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
+    slice.metadata.annotations.as_ref()?.get("endpoints.kubernetes.io/last-change-trigger-time")?.parse().ok()
+}
+
+/// Since when changes wait for the kernel, until they are there.
+struct Delays {
+    started: Timestamp,
+    arrived: Vec<Instant>,
+    triggered: Vec<Timestamp>,
+}
+
+impl Delays {
+    fn start() -> Self {
+        Self { started: Timestamp::now(), arrived: Vec::new(), triggered: Vec::new() }
+    }
+
+    /// What happened before this agent is not its delay.
+    fn changed(&mut self, triggered: Option<Timestamp>) {
+        self.arrived.push(Instant::now());
+        self.triggered.extend(triggered.filter(|at| *at >= self.started));
+    }
+
+    fn tell(&mut self, metrics: &Metrics) {
+        self.arrived.drain(..).for_each(|at| metrics.arrived(at.elapsed()));
+        let now = Timestamp::now();
+        let since = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        self.triggered.drain(..).for_each(|at| metrics.programmed(since(at)));
+    }
 }
 
 /// Which objects of a kind exist; tells a relist's omissions from its contents.
