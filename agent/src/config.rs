@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Taint;
+use leme_datapath::NodePorts;
 
 /// The version of Kubernetes this node speaks, reported as `kubeletVersion`.
 pub const KUBELET_VERSION: &str = "v1.36.2";
@@ -46,6 +47,8 @@ pub struct Config {
     pub healthz_address: SocketAddr,
     /// Where load balancers look whether the node serves Services, as at kube-proxy.
     pub proxy_healthz_address: Option<SocketAddr>,
+    /// On which addresses NodePorts answer, as kube-proxy's `--nodeport-addresses`.
+    pub node_ports: NodePorts,
     pub bpf_dir: PathBuf,
     /// The command line of the name server's process; empty: none is started.
     pub dns_command: Vec<String>,
@@ -83,6 +86,7 @@ impl Config {
             client_ca_file: None,
             healthz_address: (Ipv4Addr::LOCALHOST, 10248).into(),
             proxy_healthz_address: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
+            node_ports: NodePorts::default(),
             bpf_dir: "/sys/fs/bpf/leme".into(),
             dns_command: Vec::new(),
             cni_conf_dir: "/etc/cni/net.d".into(),

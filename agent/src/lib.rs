@@ -135,6 +135,7 @@ fn start_network(
         cluster_cidr: cluster_cidr.with_context(|| format!("the cluster's pod range {:?}", config.cluster_cidr))?,
         pin_dir: config.bpf_dir.join(&config.node_name),
         cgroup: pods::cgroups::unified_directory(&config.cgroup_root),
+        node_ports: config.node_ports.clone(),
         health_address: config.proxy_healthz_address,
     };
     Ok(Some(network::start(network, client.clone(), shutdown.clone())))

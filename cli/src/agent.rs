@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use leme_agent::Config;
+use leme_datapath::NodePorts;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::default_address;
@@ -74,6 +75,9 @@ pub(crate) struct Options {
     /// Where health is told
     #[arg(long, default_value = "127.0.0.1:10248")]
     healthz_address: SocketAddr,
+    /// On which addresses NodePorts answer: networks, or `primary` [default: on all of the nodes' addresses]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…|primary")]
+    nodeport_addresses: Vec<String>,
     /// Where containerd looks for network configurations
     #[arg(long, default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
@@ -101,6 +105,8 @@ fn configure(options: Options) -> Result<Config> {
     let this = std::env::current_exe().context("cannot find this binary")?;
     let beside = this.with_file_name("leme-cni");
     let dns = dns_command(&this, address, &options);
+    let node_ports = NodePorts::parse(&options.nodeport_addresses);
+    let node_ports = node_ports.map_err(|fault| anyhow::anyhow!("--nodeport-addresses: {fault}"))?;
     let endpoint = options.container_runtime_endpoint;
     Ok(Config {
         root_dir: options.root_dir,
@@ -120,6 +126,7 @@ fn configure(options: Options) -> Result<Config> {
         tls_private_key_file: options.tls_private_key_file,
         client_ca_file: options.client_ca_file,
         healthz_address: options.healthz_address,
+        node_ports,
         dns_command: dns,
         cni_conf_dir: options.cni_conf_dir,
         cni_bin_dir: options.cni_bin_dir,

@@ -170,6 +170,7 @@ fn dns_service(config: &Config) -> Value {
         }},
         "spec": {
             "clusterIP": config.dns_address().to_string(),
+            "trafficDistribution": "PreferSameNode",
             "ports": [
                 {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
                 {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
@@ -228,11 +229,15 @@ fn dns_endpoint(node: &Value) -> Option<Value> {
     let address = addresses.iter().find(|a| a["type"] == "InternalIP").map(|a| text(a, &["address"]))?;
     let conditions = node["status"]["conditions"].as_array();
     let ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
-    Some(json!({
+    let mut endpoint = json!({
         "addresses": [address], "nodeName": name,
         "conditions": {"ready": ready, "serving": ready, "terminating": false},
         "targetRef": {"kind": "Node", "name": name, "uid": text(node, &["metadata", "uid"])},
-    }))
+    });
+    if ready {
+        endpoint["hints"] = json!({"forNodes": [{"name": name}]});
+    }
+    Some(endpoint)
 }
 
 /// Gives back what no Service holds and takes what one holds without an entry. A leak must show twice: the Service that

@@ -1,5 +1,6 @@
 //! What a node's datapath must be told before it can be opened.
 
+use crate::NodePorts;
 use ipnetwork::IpNetwork;
 use leme_abi::Addr;
 use std::{net::IpAddr, path::PathBuf};
@@ -27,6 +28,8 @@ pub struct Config {
     pub mtu: u32,
     /// Source ports for masquerade and SNAT, inclusive: apart from ephemeral ports and NodePorts.
     pub ports: (u16, u16),
+    /// On which addresses NodePorts answer.
+    pub node_ports: NodePorts,
     pub sizes: Sizes,
 }
 
@@ -46,6 +49,7 @@ impl Config {
             vni: 1,
             mtu: 0,
             ports: (12_000, 29_999),
+            node_ports: NodePorts::default(),
             sizes: Sizes::default(),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     dump::{counters, dump},
     fill::fill,
     ledger::{Found, Ledger, Operations, Retired},
-    plan::{NodeTables, RouteTo, plan_nodes, plan_service, route_key},
+    plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
     table::Table,
 };
@@ -242,8 +242,12 @@ impl Datapath {
             .routes
             .insert(route_key(self.config.cluster_cidr), RouteTo { flags: Route::UNREACHABLE, ..RouteTo::default() });
         planned.routes.insert(route_key(self.config.pod_cidr), local);
-        planned.addresses.extend(self.config.addresses.iter().map(|address| (Addr::from(*address), own)));
-        planned.addresses.insert(self.config.router().into(), own | NodeAddress::ROUTER);
+        for (i, address) in self.config.addresses.iter().enumerate() {
+            let ports = node_port_flags(&self.config.node_ports, *address, i == 0);
+            planned.addresses.insert((*address).into(), own | ports);
+        }
+        let ports = node_port_flags(&self.config.node_ports, self.config.router(), false);
+        planned.addresses.insert(self.config.router().into(), own | ports | NodeAddress::ROUTER);
         if !self.complete {
             planned.routes.extend(missing(&self.nodes.routes, &planned.routes));
             planned.addresses.extend(missing(&self.nodes.addresses, &planned.addresses));

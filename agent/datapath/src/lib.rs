@@ -16,6 +16,7 @@ mod error;
 mod fill;
 mod lan;
 mod ledger;
+mod node_ports;
 mod plan;
 mod programs;
 mod snapshot;
@@ -31,5 +32,6 @@ pub use dump::{
 pub use error::{Error, Result};
 pub use fill::MapFill;
 pub use lan::Lan;
+pub use node_ports::NodePorts;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
 pub use snapshot::{Change, ObjectKey, Snapshot};

@@ -4,10 +4,16 @@
 //! ([`plan_service`]) or for the nodes ([`plan_nodes`]). Ids and generations belong to `ledger`, which turns a plan
 //! into the difference from what the kernel has.
 
-use crate::snapshot::{Change, ObjectKey, Service, ServicePort, Slice, SliceEndpoint, Snapshot};
+use crate::{
+    node_ports::{LOOPBACK, NodePorts},
+    snapshot::{Change, Here, Name, ObjectKey, Service, ServicePort, Slice, SliceEndpoint, SlicePort, Snapshot},
+};
 use ipnetwork::IpNetwork;
-use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Route, RouteKey, Scope};
-use std::collections::{BTreeMap, BTreeSet};
+use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Route, RouteKey, Scope, Service as Flags};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// One entry of `services`: the frontends that lead to it and the backends behind it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,91 +58,148 @@ pub fn plan(snapshot: &Snapshot) -> Tables {
     Tables { services: services.filter(|(_, plans)| !plans.is_empty()).collect(), nodes: plan_nodes(snapshot) }
 }
 
-/// The entries of one Service: one per port, two where the traffic policies make inside and outside differ.
+/// The entries of one Service: one per port, more where the traffic policies make inside and outside differ.
 pub fn plan_service(snapshot: &Snapshot, key: &ObjectKey) -> Vec<ServicePlan> {
     let Some(service) = snapshot.services.get(key) else { return Vec::new() };
-    let none = BTreeMap::new();
-    let slices = snapshot.slices.get(key).unwrap_or(&none);
-    service.ports.iter().flat_map(|port| plan_port(&snapshot.node, service, port, slices)).collect()
+    let slices = snapshot.slices.get(key).map_or(&[][..], Vec::as_slice);
+    let here = snapshot.here();
+    service.ports.iter().flat_map(|port| plan_port(here, service, port, slices)).collect()
 }
 
-fn plan_port(node: &str, service: &Service, port: &ServicePort, slices: &BTreeMap<String, Slice>) -> Vec<ServicePlan> {
-    let all = collect_endpoints(port, slices);
-    let internal = frontends(&service.internal, port, Scope::Cluster);
-    let mut outward = frontends(&service.external, port, Scope::Cluster);
-    outward.extend(port.node_port.map(|number| frontend(Addr::ANY, number, port, Scope::Cluster)));
+/// Traffic policies as kube-proxy applies them. Whoever is inside the cluster and addresses it from outside (NodePort,
+/// external address) gets any endpoint, whatever the external policy: what leaves the cluster and comes back would.
+fn plan_port(here: Here, service: &Service, port: &ServicePort, slices: &[(Box<str>, Slice)]) -> Vec<ServicePlan> {
+    let endpoints = Endpoints { here, port, all: collect_endpoints(port, slices) };
+    let internal = frontends(&service.internal, port);
+    let mut outward = frontends(&service.external, port);
+    outward.extend(frontends(&service.balancer, port));
+    outward.extend(port.node_port.map(|number| frontend(Addr::ANY, number, port)));
+    let external = outward.iter().map(|key| FrontendKey { scope: Scope::External as u8, ..*key }).collect();
 
-    let cluster = select(node, &all, port, service.prefer_same_node);
-    let plan = |frontends, backends, flags| ServicePlan { frontends, backends, flags, affinity: service.affinity };
-    let outward_flags = if service.external_local { leme_abi::Service::EXTERNAL_LOCAL } else { 0 };
-
-    let mut plans = Vec::new();
-    if service.external_local {
-        let local = select(node, &on_node(node, &all), port, false);
-        let external = outward.iter().map(|key| FrontendKey { scope: Scope::External as u8, ..*key }).collect();
-        plans.push(plan(external, local, outward_flags));
-    }
-    if service.internal_local {
-        let local = select(node, &on_node(node, &all), port, false);
-        plans.push(plan(internal, local, leme_abi::Service::INTERNAL_LOCAL));
-        plans.push(plan(outward, cluster, outward_flags));
-    } else if service.external_local {
-        plans.push(plan(internal, cluster.clone(), 0));
-        plans.push(plan(outward, cluster, outward_flags));
-    } else {
-        plans.push(plan(internal.into_iter().chain(outward).collect(), cluster, 0));
-    }
+    let plan = |frontends, chosen: Chosen, flags| {
+        let flags = flags | if chosen.elsewhere { Flags::ELSEWHERE } else { 0 };
+        ServicePlan { frontends, backends: chosen.backends, flags, affinity: service.affinity }
+    };
+    let mut plans = match (service.internal_local, service.external_local) {
+        (false, false) => vec![plan(internal.into_iter().chain(outward).collect(), endpoints.anywhere(), 0)],
+        (true, false) => {
+            vec![plan(internal, endpoints.local(), Flags::INTERNAL_LOCAL), plan(outward, endpoints.anywhere(), 0)]
+        }
+        (internal_local, true) => vec![
+            plan(external, endpoints.local(), Flags::EXTERNAL_LOCAL),
+            match internal_local {
+                true => plan(internal, endpoints.local(), Flags::INTERNAL_LOCAL),
+                false => plan(internal, endpoints.anywhere(), 0),
+            },
+            plan(outward, endpoints.anywhere(), Flags::EXTERNAL_LOCAL),
+        ],
+    };
     plans.retain(|plan| !plan.frontends.is_empty());
     plans
 }
 
-fn frontend(addr: Addr, number: u16, port: &ServicePort, scope: Scope) -> FrontendKey {
-    FrontendKey { addr, port: Port::new(number), proto: port.protocol.number(), scope: scope as u8 }
+fn frontend(addr: Addr, number: u16, port: &ServicePort) -> FrontendKey {
+    FrontendKey { addr, port: Port::new(number), proto: port.protocol.number(), scope: Scope::Cluster as u8 }
 }
 
-fn frontends(addresses: &[std::net::IpAddr], port: &ServicePort, scope: Scope) -> BTreeSet<FrontendKey> {
-    addresses.iter().map(|address| frontend((*address).into(), port.port, port, scope)).collect()
+fn frontends(addresses: &[IpAddr], port: &ServicePort) -> BTreeSet<FrontendKey> {
+    addresses.iter().map(|address| frontend((*address).into(), port.port, port)).collect()
 }
 
 /// The endpoints that serve a port, with the number it has in their slice (ports match by name and protocol).
-fn collect_endpoints<'a>(port: &ServicePort, slices: &'a BTreeMap<String, Slice>) -> Vec<(&'a SliceEndpoint, u16)> {
-    let matching = |slice: &&'a Slice| {
-        slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol).map(|p| p.port)
-    };
-    let served = slices.values().filter_map(|slice| Some((slice, matching(&slice)?)));
+fn collect_endpoints<'a>(port: &ServicePort, slices: &'a [(Box<str>, Slice)]) -> Vec<(&'a SliceEndpoint, u16)> {
+    let serves = |p: &&SlicePort| p.name == port.name && p.protocol == port.protocol;
+    let served =
+        slices.iter().flat_map(|(_, slice)| slice.ports.iter().filter(serves).map(move |found| (slice, found.port)));
     served.flat_map(|(slice, number)| slice.endpoints.iter().map(move |endpoint| (endpoint, number))).collect()
 }
 
-fn on_node<'a>(node: &str, all: &[(&'a SliceEndpoint, u16)]) -> Vec<(&'a SliceEndpoint, u16)> {
-    all.iter().filter(|(endpoint, _)| endpoint.node.as_deref() == Some(node)).copied().collect()
+/// Everything that could serve a port.
+struct Endpoints<'a> {
+    here: Here,
+    port: &'a ServicePort,
+    all: Vec<(&'a SliceEndpoint, u16)>,
 }
 
-/// Ready endpoints; if there are none, those that still serve while terminating (KEP-1669).
-fn select(node: &str, all: &[(&SliceEndpoint, u16)], port: &ServicePort, prefer_same_node: bool) -> BTreeSet<Backend> {
-    let choose = |terminating: bool| -> Vec<_> {
-        let fits = |e: &SliceEndpoint| if terminating { e.serving && e.terminating } else { e.ready };
-        all.iter().filter(|(endpoint, _)| fits(endpoint)).copied().collect()
-    };
-    let ready = choose(false);
-    let (mut chosen, state) =
-        if ready.is_empty() { (choose(true), Backend::TERMINATING) } else { (ready, Backend::SERVING) };
-    let near = on_node(node, &chosen);
-    if prefer_same_node && !near.is_empty() {
-        chosen = near;
-    }
-    chosen.iter().map(|(endpoint, number)| backend(node, endpoint, *number, port, state)).collect()
+/// What serves it.
+struct Chosen {
+    backends: BTreeSet<Backend>,
+    /// Nothing does here, but other nodes have endpoints.
+    elsewhere: bool,
 }
 
-fn backend(node: &str, endpoint: &SliceEndpoint, number: u16, port: &ServicePort, state: u8) -> Backend {
-    let local = endpoint.node.as_deref() == Some(node);
-    Backend {
-        addr: endpoint.addr.into(),
-        port: Port::new(number),
-        proto: port.protocol.number(),
-        state,
-        flags: if local { Backend::LOCAL } else { 0 },
-        zone: 0,
+/// Which endpoints hints leave to this node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Near {
+    Anywhere,
+    Zone,
+    Node,
+}
+
+impl Endpoints<'_> {
+    /// Ready endpoints that hints leave to this node; if none is ready anywhere, those that still serve while they
+    /// terminate (KEP-1669).
+    fn anywhere(&self) -> Chosen {
+        let near = self.nearness();
+        let ready = self.choose(Backend::SERVING, |e| e.ready && self.is_near(e, near));
+        let backends = if ready.is_empty() { self.choose(Backend::TERMINATING, is_last_resort) } else { ready };
+        Chosen { backends, elsewhere: false }
     }
+
+    /// The same among the endpoints of this node, without hints.
+    fn local(&self) -> Chosen {
+        let own = |e: &SliceEndpoint| e.node.is_known() && e.node == self.here.node;
+        let ready = self.choose(Backend::SERVING, |e| e.ready && own(e));
+        let last = || self.choose(Backend::TERMINATING, |e| is_last_resort(e) && own(e));
+        let backends = if ready.is_empty() { last() } else { ready };
+        let elsewhere = backends.is_empty() && self.all.iter().any(|(e, _)| e.ready || is_last_resort(e));
+        Chosen { backends, elsewhere }
+    }
+
+    /// Hints count only if every ready endpoint has one of their kind and some endpoint is meant for this node or its
+    /// zone: half-written hints must not overload or cut off anybody.
+    fn nearness(&self) -> Near {
+        let ready = || self.all.iter().map(|(endpoint, _)| *endpoint).filter(|endpoint| endpoint.ready);
+        let agreed = |near: Near| {
+            let hinted = |e: &SliceEndpoint| !hinted_for(e, near).is_empty();
+            ready().all(hinted) && ready().any(|e| self.is_near(e, near))
+        };
+        [Near::Node, Near::Zone].into_iter().find(|near| agreed(*near)).unwrap_or(Near::Anywhere)
+    }
+
+    fn is_near(&self, endpoint: &SliceEndpoint, near: Near) -> bool {
+        let place = if near == Near::Node { self.here.node } else { self.here.zone };
+        near == Near::Anywhere || (place.is_known() && hinted_for(endpoint, near).contains(&place))
+    }
+
+    fn choose(&self, state: u8, fits: impl Fn(&SliceEndpoint) -> bool) -> BTreeSet<Backend> {
+        let fitting = self.all.iter().filter(|(endpoint, _)| fits(endpoint));
+        fitting.map(|(endpoint, number)| self.backend(endpoint, *number, state)).collect()
+    }
+
+    fn backend(&self, endpoint: &SliceEndpoint, number: u16, state: u8) -> Backend {
+        let local = endpoint.node.is_known() && endpoint.node == self.here.node;
+        Backend {
+            addr: endpoint.addr.into(),
+            port: Port::new(number),
+            proto: self.port.protocol.number(),
+            state,
+            flags: if local { Backend::LOCAL } else { 0 },
+            zone: 0,
+        }
+    }
+}
+
+fn hinted_for(endpoint: &SliceEndpoint, near: Near) -> &[Name] {
+    match (near, endpoint.hints.as_deref()) {
+        (Near::Node, Some(hints)) => &hints.nodes,
+        (Near::Zone, Some(hints)) => &hints.zones,
+        _ => &[],
+    }
+}
+
+fn is_last_resort(endpoint: &SliceEndpoint) -> bool {
+    endpoint.serving && endpoint.terminating
 }
 
 /// Nodes without an address get no route: there is nowhere to send.
@@ -144,17 +207,31 @@ pub fn plan_nodes(snapshot: &Snapshot) -> NodeTables {
     let mut tables = NodeTables::default();
     for (name, node) in &snapshot.nodes {
         let own = *name == snapshot.node;
-        let flags = NodeAddress::KNOWN | if own { NodeAddress::LOCAL } else { 0 };
-        tables.addresses.extend(node.addresses.iter().map(|address| (Addr::from(*address), flags)));
+        let place = NodeAddress::KNOWN | if own { NodeAddress::LOCAL } else { 0 };
+        for address in &node.addresses {
+            let primary = node.addresses.first() == Some(address);
+            tables
+                .addresses
+                .insert((*address).into(), place | node_port_flags(&snapshot.node_ports, *address, primary));
+        }
         for cidr in &node.pod_cidrs {
-            let key = route_key(*cidr);
-            tables.addresses.insert(first_address(*cidr), flags | NodeAddress::ROUTER);
+            let (key, router) = (route_key(*cidr), first_address(*cidr));
+            let ports = node_port_flags(&snapshot.node_ports, router.into(), false);
+            tables.addresses.insert(router, place | ports | NodeAddress::ROUTER);
             if let (false, Some(address)) = (own, node.addresses.first()) {
                 tables.routes.insert(key, RouteTo { node: (*address).into(), flags: 0 });
             }
         }
     }
+    if !snapshot.node_ports.include_loopback() {
+        let flags = NodeAddress::KNOWN | NodeAddress::LOCAL | NodeAddress::NO_NODE_PORTS;
+        tables.addresses.insert(LOOPBACK.into(), flags);
+    }
     tables
+}
+
+pub(crate) fn node_port_flags(node_ports: &NodePorts, address: IpAddr, primary: bool) -> u32 {
+    if node_ports.include(address, primary) { 0 } else { NodeAddress::NO_NODE_PORTS }
 }
 
 pub(crate) fn route_key(network: IpNetwork) -> RouteKey {

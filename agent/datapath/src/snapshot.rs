@@ -3,14 +3,22 @@
 //!
 //! It never talks to the API server and never judges objects: what is missing or malformed is left out.
 
+use crate::NodePorts;
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::{
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use leme_abi::Protocol;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
+
+const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,7 +50,7 @@ pub enum Change {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
-    pub name: String,
+    pub name: Box<str>,
     pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
@@ -51,29 +59,47 @@ pub(crate) struct ServicePort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Service {
     /// Cluster IPs.
-    pub internal: Vec<IpAddr>,
-    /// External IPs and load balancer addresses.
-    pub external: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
+    pub internal: Box<[IpAddr]>,
+    /// External IPs.
+    pub external: Box<[IpAddr]>,
+    /// Load balancer addresses that reach the nodes as they are.
+    pub balancer: Box<[IpAddr]>,
+    pub ports: Box<[ServicePort]>,
     pub internal_local: bool,
     pub external_local: bool,
-    /// `trafficDistribution: PreferSameNode`.
-    pub prefer_same_node: bool,
     /// Seconds; 0 is no affinity.
     pub affinity: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlicePort {
-    pub name: String,
+    pub name: Box<str>,
     pub protocol: Protocol,
     pub port: u16,
+}
+
+/// A node's or zone's name, by number: there are many endpoints and few of those. 0 is no name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Name(u32);
+
+impl Name {
+    pub(crate) fn is_known(self) -> bool {
+        self.0 != 0
+    }
+}
+
+/// For whom an endpoint is meant (`hints` of the EndpointSlice API).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hints {
+    pub zones: Box<[Name]>,
+    pub nodes: Box<[Name]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SliceEndpoint {
     pub addr: IpAddr,
-    pub node: Option<Box<str>>,
+    pub node: Name,
+    pub hints: Option<Box<Hints>>,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
@@ -81,27 +107,58 @@ pub(crate) struct SliceEndpoint {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Slice {
-    pub ports: Vec<SlicePort>,
-    pub endpoints: Vec<SliceEndpoint>,
+    pub ports: Box<[SlicePort]>,
+    pub endpoints: Box<[SliceEndpoint]>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Node {
+    /// Internal ones first: the first is the primary one.
     pub addresses: Vec<IpAddr>,
     pub pod_cidrs: Vec<IpNetwork>,
+    pub zone: Name,
 }
+
+/// Where this node is, as hints name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Here {
+    pub node: Name,
+    pub zone: Name,
+}
+
+/// Slices of one Service, by their own names: one or two as a rule.
+pub(crate) type Slices = Vec<(Box<str>, Slice)>;
 
 /// The cluster as this node sees it. Cheap to update one object at a time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// This node's name.
     pub(crate) node: String,
+    pub(crate) node_ports: NodePorts,
     pub(crate) services: HashMap<ObjectKey, Service>,
-    /// Slices by Service, then by their own name.
-    pub(crate) slices: HashMap<ObjectKey, BTreeMap<String, Slice>>,
+    pub(crate) slices: HashMap<ObjectKey, Slices>,
     /// The Service each slice belongs to: a slice may be deleted by name or change its owner.
     owners: HashMap<ObjectKey, ObjectKey>,
     pub(crate) nodes: BTreeMap<String, Node>,
+    names: Names,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Names(HashMap<Box<str>, Name>);
+
+impl Names {
+    fn number(&mut self, text: &str) -> Name {
+        if let Some(known) = self.0.get(text) {
+            return *known;
+        }
+        let name = Name(self.0.len() as u32 + 1);
+        self.0.insert(text.into(), name);
+        name
+    }
+
+    fn find(&self, text: &str) -> Name {
+        self.0.get(text).copied().unwrap_or_default()
+    }
 }
 
 impl Snapshot {
@@ -110,8 +167,21 @@ impl Snapshot {
         Self { node: node.into(), ..Self::default() }
     }
 
+    /// On which addresses NodePorts answer, if not on all.
+    pub fn with_node_ports(self, node_ports: NodePorts) -> Self {
+        Self { node_ports, ..self }
+    }
+
+    pub(crate) fn here(&self) -> Here {
+        let zone = self.nodes.get(&self.node).map_or(Name::default(), |node| node.zone);
+        Here { node: self.names.find(&self.node), zone }
+    }
+
     pub fn upsert_service(&mut self, object: &core::Service) -> Option<Change> {
         let key = object_key(&object.metadata);
+        if is_foreign(&object.metadata) {
+            return self.delete_service(&key);
+        }
         let service = read_service(object);
         if self.services.get(&key) == Some(&service) {
             return None;
@@ -127,43 +197,48 @@ impl Snapshot {
     /// A slice that moved to another Service changes both.
     pub fn upsert_slice(&mut self, object: &discovery::EndpointSlice) -> Vec<Change> {
         let key = object_key(&object.metadata);
-        let labels = object.metadata.labels.as_ref();
-        let owner = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
-        let Some(owner) = owner.map(|name| ObjectKey::new(key.namespace.clone(), name.clone())) else {
-            return self.delete_slice(&key).into_iter().collect();
-        };
+        let Some(owner) = owner_of(object) else { return self.delete_slice(&key).into_iter().collect() };
         let mut changes = Vec::new();
         if self.owners.get(&key).is_some_and(|previous| *previous != owner) {
             changes.extend(self.delete_slice(&key));
         }
-        let slice = read_slice(object);
+        let slice = read_slice(object, &mut self.names);
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&key.name) != Some(&slice) {
-            slices.insert(key.name.clone(), slice);
-            self.owners.insert(key, owner.clone());
-            changes.push(Change::Service(owner));
+        match slices.iter_mut().find(|(name, _)| **name == *key.name) {
+            Some((_, known)) if *known == slice => return changes,
+            Some((_, known)) => *known = slice,
+            None => slices.push((key.name.as_str().into(), slice)),
         }
+        self.owners.insert(key, owner.clone());
+        changes.push(Change::Service(owner));
         changes
     }
 
     pub fn delete_slice(&mut self, key: &ObjectKey) -> Option<Change> {
         let owner = self.owners.remove(key)?;
         let slices = self.slices.get_mut(&owner)?;
-        slices.remove(&key.name);
+        slices.retain(|(name, _)| **name != *key.name);
         if slices.is_empty() {
             self.slices.remove(&owner);
         }
         Some(Change::Service(owner))
     }
 
-    pub fn upsert_node(&mut self, object: &core::Node) -> Option<Change> {
+    /// A node that moves to another zone has every Service with hints planned anew.
+    pub fn upsert_node(&mut self, object: &core::Node) -> Vec<Change> {
         let name = object.metadata.name.clone().unwrap_or_default();
-        let node = read_node(object);
+        let node = read_node(object, &mut self.names);
         if self.nodes.get(&name) == Some(&node) {
-            return None;
+            return Vec::new();
         }
+        let before = self.here();
         self.nodes.insert(name, node);
-        Some(Change::Nodes)
+        let mut changes = vec![Change::Nodes];
+        if self.here() != before {
+            let hinted = self.slices.iter().filter(|(_, slices)| slices.iter().any(|(_, slice)| slice.has_hints()));
+            changes.extend(hinted.map(|(key, _)| Change::Service(key.clone())));
+        }
+        changes
     }
 
     pub fn delete_node(&mut self, name: &str) -> Option<Change> {
@@ -171,12 +246,35 @@ impl Snapshot {
     }
 }
 
-fn object_key(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectKey {
+fn object_key(metadata: &ObjectMeta) -> ObjectKey {
     ObjectKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
+impl Slice {
+    fn has_hints(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.hints.is_some())
+    }
+}
+
+/// Another proxy's, or nobody's: kube-proxy looks at neither (its informers select by these labels).
+fn is_foreign(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.iter().flatten();
+    labels.into_iter().any(|(key, _)| matches!(key.as_str(), SERVICE_PROXY_NAME | HEADLESS))
+}
+
+/// The Service a slice belongs to, if its addresses can be reached from here.
+fn owner_of(slice: &discovery::EndpointSlice) -> Option<ObjectKey> {
+    if slice.address_type != "IPv4" || is_foreign(&slice.metadata) {
+        return None;
+    }
+    let name = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
+    Some(ObjectKey::new(slice.metadata.namespace.clone().unwrap_or_default(), name.clone()))
+}
+
+/// IPv4 is the family that there is: an address of the other would be a way that leads nowhere.
 fn parse_addresses<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = texts.into_iter().filter_map(|text| text.parse().ok()).collect();
+    let parsed = texts.into_iter().filter_map(|text| text.parse().ok());
+    let mut addresses: Vec<IpAddr> = parsed.filter(IpAddr::is_ipv4).collect();
     addresses.dedup();
     addresses
 }
@@ -189,68 +287,89 @@ fn parse_protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
+/// A Service without a cluster IP (headless, ExternalName, not yet allocated) is served nowhere, whatever else it has.
 fn read_service(object: &core::Service) -> Service {
     let Some(spec) = object.spec.as_ref() else { return Service::default() };
-    if spec.type_.as_deref() == Some("ExternalName") {
+    let has_address = spec.cluster_ip.as_deref().is_some_and(|address| !matches!(address, "" | "None"));
+    if !has_address || spec.type_.as_deref() == Some("ExternalName") {
         return Service::default();
     }
     let cluster_ips = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.iter());
-    let ingress = object.status.iter().filter_map(|status| status.load_balancer.as_ref());
-    let ingress = ingress.flat_map(|balancer| balancer.ingress.iter().flatten());
-    let ingress = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let timeout = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
     Service {
-        internal: parse_addresses(cluster_ips),
-        external: parse_addresses(spec.external_ips.iter().flatten().chain(ingress)),
+        internal: parse_addresses(cluster_ips).into(),
+        external: parse_addresses(spec.external_ips.iter().flatten()).into(),
+        balancer: balancer_addresses(object).into(),
         ports: spec.ports.iter().flatten().filter_map(read_service_port).collect(),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-        prefer_same_node: spec.traffic_distribution.as_deref() == Some("PreferSameNode"),
         affinity: if sticky { timeout.and_then(|t| t.timeout_seconds).unwrap_or(10_800) as u32 } else { 0 },
     }
 }
 
+/// With `ipMode: Proxy` a load balancer wants its clients to come through it; only virtual addresses are served here.
+fn balancer_addresses(object: &core::Service) -> Vec<IpAddr> {
+    let status = object.status.iter().filter_map(|status| status.load_balancer.as_ref());
+    let ingress = status.flat_map(|balancer| balancer.ingress.iter().flatten());
+    let virtual_ones = ingress.filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
+    parse_addresses(virtual_ones.filter_map(|ingress| ingress.ip.as_ref()))
+}
+
 fn read_service_port(port: &core::ServicePort) -> Option<ServicePort> {
     Some(ServicePort {
-        name: port.name.clone().unwrap_or_default(),
+        name: port.name.as_deref().unwrap_or_default().into(),
         protocol: parse_protocol(port.protocol.as_deref())?,
         port: u16::try_from(port.port).ok()?,
         node_port: port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0),
     })
 }
 
-fn read_slice(object: &discovery::EndpointSlice) -> Slice {
+fn read_slice(object: &discovery::EndpointSlice, names: &mut Names) -> Slice {
     let ports = object.ports.iter().flatten().filter_map(|port| {
         Some(SlicePort {
-            name: port.name.clone().unwrap_or_default(),
+            name: port.name.as_deref().unwrap_or_default().into(),
             protocol: parse_protocol(port.protocol.as_deref())?,
-            port: u16::try_from(port.port?).ok()?,
+            port: u16::try_from(port.port?).ok().filter(|number| *number != 0)?,
         })
     });
-    Slice { ports: ports.collect(), endpoints: object.endpoints.iter().flatten().filter_map(read_endpoint).collect() }
+    let endpoints = object.endpoints.iter().flatten().filter_map(|endpoint| read_endpoint(endpoint, names));
+    Slice { ports: ports.collect(), endpoints: endpoints.collect() }
 }
 
-/// Only the first address of an endpoint counts: the others are fungible (EndpointSlice API). An absent `ready`
-/// means ready, an absent `serving` follows `ready`.
-fn read_endpoint(endpoint: &discovery::Endpoint) -> Option<SliceEndpoint> {
+/// Only the first address of an endpoint counts: the others are fungible (EndpointSlice API). Absent conditions are
+/// read as kube-proxy reads them: ready, serving, not terminating.
+fn read_endpoint(endpoint: &discovery::Endpoint, names: &mut Names) -> Option<SliceEndpoint> {
     let conditions = endpoint.conditions.as_ref();
-    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
     Some(SliceEndpoint {
-        addr: endpoint.addresses.first()?.parse().ok()?,
-        node: endpoint.node_name.as_deref().map(Into::into),
-        ready,
-        serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+        addr: endpoint.addresses.first()?.parse().ok().filter(IpAddr::is_ipv4)?,
+        node: endpoint.node_name.as_deref().map(|name| names.number(name)).unwrap_or_default(),
+        hints: read_hints(endpoint, names),
+        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+        serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
     })
 }
 
-fn read_node(object: &core::Node) -> Node {
-    let addresses = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let addresses = addresses.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
+fn read_hints(endpoint: &discovery::Endpoint, names: &mut Names) -> Option<Box<Hints>> {
+    let hints = endpoint.hints.as_ref()?;
+    let zones = hints.for_zones.iter().flatten().map(|zone| names.number(&zone.name)).collect();
+    let nodes = hints.for_nodes.iter().flatten().map(|node| names.number(&node.name)).collect();
+    Some(Box::new(Hints { zones, nodes })).filter(|hints| **hints != Hints::default())
+}
+
+fn read_node(object: &core::Node, names: &mut Names) -> Node {
+    let status = object.status.iter();
+    let listed: Vec<_> = status.flat_map(|status| status.addresses.iter().flatten()).collect();
+    let of = |kind: &str| listed.iter().filter(|a| a.type_ == kind).map(|a| &a.address).collect::<Vec<_>>();
     let spec = object.spec.as_ref();
     let cidrs = spec.into_iter().flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(spec.pod_cidr.iter()));
     let mut pod_cidrs: Vec<IpNetwork> = cidrs.filter_map(|text| text.parse().ok()).collect();
     pod_cidrs.dedup();
-    Node { addresses: parse_addresses(addresses.map(|a| &a.address)), pod_cidrs }
+    let zone = object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
+    Node {
+        addresses: parse_addresses(of("InternalIP").into_iter().chain(of("ExternalIP"))),
+        pod_cidrs: pod_cidrs.into_iter().filter(IpNetwork::is_ipv4).collect(),
+        zone: zone.map(|zone| names.number(zone)).unwrap_or_default(),
+    }
 }

@@ -23,7 +23,11 @@ fn write_service(f: &mut fmt::Formatter<'_>, key: &ObjectKey, plan: &ServicePlan
     let flags = [(Service::EXTERNAL_LOCAL, " external-local"), (Service::INTERNAL_LOCAL, " internal-local")];
     let flags = flags.iter().filter(|(bit, _)| plan.flags & bit != 0).map(|(_, name)| *name).collect::<String>();
     let affinity = if plan.affinity > 0 { format!(" affinity={}", plan.affinity) } else { String::new() };
-    let backends = if backends.is_empty() { "refused".to_owned() } else { backends.join(", ") };
+    let backends = match backends.is_empty() {
+        true if plan.flags & Service::ELSEWHERE != 0 => "dropped".to_owned(),
+        true => "refused".to_owned(),
+        false => backends.join(", "),
+    };
     writeln!(f, "service {key}{flags}{affinity}: {} -> {backends}", frontends.join(", "))
 }
 
@@ -41,7 +45,8 @@ impl fmt::Display for NodeTables {
         for (addr, flags) in sorted(self.addresses.iter().map(|(addr, flags)| (*addr, flags))) {
             let place = if flags & NodeAddress::LOCAL != 0 { " local" } else { "" };
             let router = if flags & NodeAddress::ROUTER != 0 { " router" } else { "" };
-            writeln!(f, "node {addr}{place}{router}")?;
+            let ports = if flags & NodeAddress::NO_NODE_PORTS != 0 { " without NodePorts" } else { "" };
+            writeln!(f, "node {addr}{place}{router}{ports}")?;
         }
         Ok(())
     }

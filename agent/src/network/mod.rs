@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
-use leme_datapath::{Datapath, EndpointSpec};
+use leme_datapath::{Datapath, EndpointSpec, NodePorts};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +58,8 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// The cgroup v2 directory that holds the node's pods and its own processes.
     pub cgroup: PathBuf,
+    /// On which addresses NodePorts answer.
+    pub node_ports: NodePorts,
     /// `/healthz`, `/livez` and `/metrics`, kube-proxy's port 10256; none: not served.
     pub health_address: Option<SocketAddr>,
 }
@@ -155,7 +157,7 @@ struct Network {
 
 impl Network {
     async fn run(self, client: kube::Client, shutdown: CancellationToken) {
-        let mut watching = Reconciler::watch(&self.config.node_name, client);
+        let mut watching = Reconciler::watch(&self.config.node_name, self.config.node_ports.clone(), client);
         let pools = self.await_pools(&mut watching).await;
         let metrics = watching.metrics();
         let opened = self.insist(|| self.open(pools.clone(), Arc::clone(&metrics))).await;
@@ -226,6 +228,7 @@ impl Network {
             pin_dir: pin_dir.clone(),
             nics: vec![nic],
             cluster_cidr: IpNetwork::V4(*cluster_cidr),
+            node_ports: self.config.node_ports.clone(),
             ..leme_datapath::Config::new(node_name, cgroup, IpAddr::V4(*node_ip), IpNetwork::V4(pod_cidr))
         }
     }

@@ -27,7 +27,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use leme_datapath::{Change, ObjectKey, Snapshot};
+use leme_datapath::{Change, NodePorts, ObjectKey, Snapshot};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, info, warn};
@@ -42,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAGE: u32 = 500;
 /// Events taken at once.
 const BATCH: usize = 4096;
+/// Services of other proxies, and headless ones, are not even asked for.
+const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
 /// What the tables that are in the kernel say about this node's pods.
 #[derive(Clone, Debug, Default)]
@@ -87,15 +89,15 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Starts the watches; nothing happens until the result is polled.
-    pub fn watch(node: &str, client: Client) -> Self {
-        let services = stream(client.clone(), Seen::Service);
-        let slices = stream(client.clone(), Seen::Slice);
-        let nodes = stream(client, Seen::Node);
+    pub fn watch(node: &str, node_ports: NodePorts, client: Client) -> Self {
+        let services = stream(client.clone(), Some(OURS), Seen::Service);
+        let slices = stream(client.clone(), Some(OURS), Seen::Slice);
+        let nodes = stream(client, None, Seen::Node);
         let events = futures::stream::select_all([services, slices, nodes]);
         Self {
             node: node.to_owned(),
             events: events.ready_chunks(BATCH).boxed(),
-            snapshot: Snapshot::new(node),
+            snapshot: Snapshot::new(node).with_node_ports(node_ports),
             changes: BTreeSet::new(),
             offers: Vec::new(),
             delays: Delays::start(),
@@ -255,12 +257,12 @@ fn try_announce(announce: &impl Fn() -> anyhow::Result<()>) -> bool {
     announce().inspect_err(|error| warn!("failed to publish the node's network: {error:#}")).is_ok()
 }
 
-fn stream<K>(client: Client, wrap: fn(Event<K>) -> Seen) -> BoxStream<'static, Seen>
+fn stream<K>(client: Client, selector: Option<&str>, wrap: fn(Event<K>) -> Seen) -> BoxStream<'static, Seen>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default,
 {
-    let config = watcher::Config::default().page_size(PAGE);
+    let config = selector.iter().fold(watcher::Config::default().page_size(PAGE), |config, s| config.labels(s));
     quiet(watcher(Api::<K>::all(client), config).default_backoff()).map(wrap).boxed()
 }
 

@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn only_a_socket_that_listens_counts() {
         let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
-        let listener = "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
+        let listener =
+            "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
         let client = "   1: 0200F40A:0050 0300F40A:C350 01 00000000:00000000 00:00000000 00000000     0        0 2 1\n";
         assert!(!has_listener(&[head, client].concat()));
         assert!(has_listener(&[head, client, listener].concat()));

@@ -10,7 +10,7 @@ use std::{
 use futures::future::try_join_all;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
-    discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -57,6 +57,15 @@ pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationTo
             add(ObjectKey::new(slice.namespace().unwrap_or_default(), service));
         }
     });
+    informers.nodes.on_change({
+        let (add, informers) = (add(), informers.clone());
+        move |before, after| {
+            let zone = |node: Option<&Arc<Node>>| zone(node.map(Arc::as_ref));
+            if zone(before) != zone(after) {
+                informers.services.all().iter().for_each(|service| add(ObjectKey::of(service.as_ref())));
+            }
+        }
+    });
     let controller = Arc::new(Controller { client, informers: informers.clone(), written: Written::default() });
     async move {
         informers.services.wait_until_synced().await;
@@ -92,7 +101,7 @@ impl Controller {
         let pods = self.informers.pods.in_namespace(&key.namespace);
         let Some(backends) = backends(&service, &pods) else { return Ok(Next::Wait) };
         let zones = |node: &str| zone(self.informers.nodes.get(&ObjectKey::new("", node)).as_deref());
-        let wanted = group(&backends, zones);
+        let wanted = group(&backends, zones, Hinting::of(&service));
         self.apply(&key, plan(&service, wanted, &current)).await?;
         Ok(Next::Wait)
     }
@@ -132,10 +141,10 @@ enum Change {
 type Group = (Vec<EndpointPort>, Vec<Endpoint>);
 
 /// Endpoints that share the same ports may share a slice.
-fn group(backends: &[Backend], zone_of: impl Fn(&str) -> Option<String>) -> Vec<Group> {
+fn group(backends: &[Backend], zone_of: impl Fn(&str) -> Option<String>, hinting: Hinting) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for backend in backends {
-        let endpoint = endpoint(backend, &zone_of);
+        let endpoint = hinting.hint(endpoint(backend, &zone_of));
         match groups.iter_mut().find(|(ports, _)| *ports == backend.ports) {
             Some((_, endpoints)) => endpoints.push(endpoint),
             None => groups.push((backend.ports.clone(), vec![endpoint])),
@@ -157,6 +166,36 @@ fn endpoint(backend: &Backend, zone_of: impl Fn(&str) -> Option<String>) -> Endp
         target_ref: Some(backend.pod.clone()),
         zone: backend.node.as_deref().and_then(zone_of),
         ..Endpoint::default()
+    }
+}
+
+/// What `trafficDistribution` asks proxies for: each ready endpoint says whom it is meant for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hinting {
+    None,
+    Zones,
+    /// The node, and its zone where no endpoint is on the client's node.
+    Nodes,
+}
+
+impl Hinting {
+    fn of(service: &Service) -> Self {
+        match service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref()) {
+            Some("PreferClose" | "PreferSameZone") => Self::Zones,
+            Some("PreferSameNode") => Self::Nodes,
+            _ => Self::None,
+        }
+    }
+
+    fn hint(self, endpoint: Endpoint) -> Endpoint {
+        let ready = endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true));
+        if self == Self::None || !ready {
+            return endpoint;
+        }
+        let for_zones = endpoint.zone.clone().map(|name| vec![ForZone { name }]);
+        let for_nodes = endpoint.node_name.clone().filter(|_| self == Self::Nodes).map(|name| vec![ForNode { name }]);
+        let any = for_zones.is_some() || for_nodes.is_some();
+        Endpoint { hints: any.then_some(EndpointHints { for_nodes, for_zones }), ..endpoint }
     }
 }
 
@@ -333,7 +372,7 @@ mod tests {
 
     fn wanted(service: &Service, names: &[String]) -> Vec<Group> {
         let pods: Vec<_> = names.iter().enumerate().map(|(i, n)| pod(n, &format!("10.0.0.{i}"), json!({}))).collect();
-        group(&backends(service, &pods).unwrap(), |_| None)
+        group(&backends(service, &pods).unwrap(), |_| None, Hinting::None)
     }
 
     fn names(count: usize) -> Vec<String> {
@@ -382,7 +421,49 @@ mod tests {
         let other =
             json!({"spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 9090}]}]}});
         let pods = [pod("a", "10.0.0.1", json!({})), pod("b", "10.0.0.2", other)];
-        let groups = group(&backends(&service, &pods).unwrap(), |_| None);
+        let groups = group(&backends(&service, &pods).unwrap(), |_| None, Hinting::None);
         assert_eq!(plan(&service, groups, &[]).len(), 2);
+    }
+
+    fn hints_of(distribution: &str, pod_changes: serde_json::Value, zone: Option<&str>) -> Option<serde_json::Value> {
+        let spec = json!({
+            "selector": {"app": "web"}, "ports": [{"port": 80}], "trafficDistribution": distribution,
+        });
+        let service = service(spec);
+        let pods = [pod("a", "10.0.0.1", pod_changes)];
+        let groups = group(&backends(&service, &pods).unwrap(), |_| zone.map(str::to_owned), Hinting::of(&service));
+        groups[0].1[0].hints.as_ref().map(|hints| serde_json::to_value(hints).unwrap())
+    }
+
+    #[test]
+    fn traffic_distribution_says_for_whom_ready_endpoints_are_meant() {
+        let zones = json!({"forZones": [{"name": "z"}]});
+        let nodes = json!({"forZones": [{"name": "z"}], "forNodes": [{"name": "n1"}]});
+        assert_eq!(hints_of("PreferClose", json!({}), Some("z")), Some(zones.clone()));
+        assert_eq!(hints_of("PreferSameZone", json!({}), Some("z")), Some(zones));
+        assert_eq!(hints_of("PreferSameNode", json!({}), Some("z")), Some(nodes));
+        assert_eq!(hints_of("PreferSameNode", json!({}), None), Some(json!({"forNodes": [{"name": "n1"}]})));
+        assert_eq!(hints_of("PreferSameZone", json!({}), None), None);
+        let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+        assert_eq!(hints_of("PreferSameNode", unready, Some("z")), None);
+    }
+
+    #[test]
+    fn a_change_of_traffic_distribution_rewrites_the_slices() {
+        let service_of = |distribution: serde_json::Value| {
+            service(json!({
+                "selector": {"app": "web"}, "ports": [{"port": 80}], "trafficDistribution": distribution,
+            }))
+        };
+        let (near, plain) = (service_of(json!("PreferSameNode")), service_of(json!(null)));
+        let of = |service: &Service| {
+            let found = backends(service, &[pod("a", "10.0.0.1", json!({}))]).unwrap();
+            group(&found, |_| None, Hinting::of(service))
+        };
+        let current = [stored(&plan(&plain, of(&plain), &[])[0], "s")];
+        let changes = plan(&near, of(&near), &current);
+        assert!(
+            matches!(&changes[..], [Change::Update(slice)] if slice.endpoints.as_ref().unwrap()[0].hints.is_some())
+        );
     }
 }

@@ -11,6 +11,8 @@ pub struct Addr(pub [u32; 4]);
 impl Addr {
     /// Matches any address: the address of a NodePort's frontend.
     pub const ANY: Self = Self([0; 4]);
+    /// 127.0.0.1, which stands for all of loopback in tables.
+    pub const LOOPBACK: Self = Self::from_v4(0x7f00_0001_u32.to_be());
 
     /// From an IPv4 address as it stands in a packet (network order).
     #[inline(always)]

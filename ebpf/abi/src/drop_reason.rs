@@ -52,6 +52,8 @@ reasons! {
     Untracked = "untracked",
     /// The next hop is unknown.
     NoNeighbour = "no_neighbour",
+    /// A Local traffic policy, and the Service's endpoints are on other nodes.
+    NoLocalBackend = "no_local_backend",
 }
 
 /// Which way a counted packet went, seen from the pods.

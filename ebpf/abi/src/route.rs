@@ -41,7 +41,7 @@ impl Route {
     pub const UNREACHABLE: u32 = 2;
 }
 
-/// Flags of an address of some node; NodePorts answer on it.
+/// Flags of an address of some node; NodePorts answer on it unless they say otherwise.
 pub struct NodeAddress;
 
 impl NodeAddress {
@@ -51,6 +51,8 @@ impl NodeAddress {
     pub const ROUTER: u32 = 2;
     /// Always set: an address without flags is no node's.
     pub const KNOWN: u32 = 4;
+    /// NodePorts do not answer on it (`--nodeport-addresses`). On 127.0.0.1 it stands for all of loopback.
+    pub const NO_NODE_PORTS: u32 = 8;
 }
 
 /// A node of a local cluster, as the program on the host ends of its NICs sees it.

@@ -45,6 +45,9 @@ impl Service {
     pub const EXTERNAL_LOCAL: u32 = 1;
     /// `internalTrafficPolicy: Local`: only this node's endpoints are in the slots.
     pub const INTERNAL_LOCAL: u32 = 2;
+    /// A Local policy leaves nothing here, though other nodes have endpoints: dropped, not refused, so that a load
+    /// balancer or a retry may find one of them.
+    pub const ELSEWHERE: u32 = 4;
 }
 
 #[repr(C)]

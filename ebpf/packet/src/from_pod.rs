@@ -28,6 +28,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
         match resolve(tables, &work.packet.tuple, Scope::Cluster, tables.random_slot(), &mut work.target) {
             Resolved::Foreign => {}
             Resolved::Empty => return Next::Reject,
+            Resolved::Elsewhere => return work.drop(DropReason::NoLocalBackend),
             Resolved::Backend => return to_backend(tables, work),
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     nat::{Source, establish_service, follow_service, keep_apart},
     service::{Resolved, resolve},
 };
-use leme_abi::{Protocol, Scope};
+use leme_abi::{DropReason, Protocol, Scope};
 
 /// UDP port of VXLAN (IANA). Tunnelled packets are decided about on the VXLAN device.
 const VXLAN: u16 = 4789;
@@ -65,6 +65,7 @@ fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Ne
     match resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target) {
         Resolved::Foreign => Next::Pass,
         Resolved::Empty => Next::Reject,
+        Resolved::Elsewhere => work.drop(DropReason::NoLocalBackend),
         Resolved::Backend => {
             let next = locate(tables, work, work.target.backend.addr);
             let result = establish_service(tables, work, source(next));

@@ -11,6 +11,8 @@ pub enum Resolved {
     Foreign,
     /// A Service without endpoints.
     Empty,
+    /// A Local traffic policy, and all endpoints are on other nodes.
+    Elsewhere,
     Backend,
 }
 
@@ -44,12 +46,25 @@ pub fn resolve_address(
     if id == 0 {
         let flags = tables.node_address(addr);
         remote = flags & NodeAddress::LOCAL == 0;
-        if flags == 0 || (remote && matches!(scope, Scope::External)) {
+        let refused = flags & NodeAddress::NO_NODE_PORTS != 0 || (remote && matches!(scope, Scope::External));
+        if flags == 0 || refused {
             return Resolved::Foreign;
         }
         id = find(tables, FrontendKey { addr: Addr::ANY, ..exact });
     }
     if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, remote, pick, target) }
+}
+
+/// A NodePort of this node, whichever of its addresses was named.
+#[inline(always)]
+pub fn resolve_node_port(
+    tables: &impl Services,
+    (port, proto): (Port, u8),
+    pick: u32,
+    target: &mut Target,
+) -> Resolved {
+    let id = find(tables, FrontendKey { addr: Addr::ANY, port, proto, scope: Scope::Cluster as u8 });
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, false, pick, target) }
 }
 
 /// Outside clients see the `External` entry where there is one, else the one everybody sees.
@@ -69,7 +84,7 @@ fn pick_backend(tables: &impl Services, id: u32, remote_node: bool, pick: u32, t
         return Resolved::Foreign;
     }
     if service.count == 0 {
-        return Resolved::Empty;
+        return if service.flags & Service::ELSEWHERE != 0 { Resolved::Elsewhere } else { Resolved::Empty };
     }
     target.service = id;
     target.id = tables.slot(&SlotKey { service: id, generation: service.generation, n: pick % service.count });

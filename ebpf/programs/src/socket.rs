@@ -19,7 +19,8 @@ const ECONNREFUSED: i32 = 111;
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     let mut origin = Origin::default();
     match resolve(&ctx, Maps.random(), &mut origin) {
-        Resolved::Foreign => {
+        // The packet path drops what is served elsewhere, and counts it.
+        Resolved::Foreign | Resolved::Elsewhere => {
             forget(&ctx);
             ALLOW
         }
@@ -38,7 +39,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let cookie = socket_cookie(&ctx);
     let mut origin = Origin::default();
     match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
-        Resolved::Foreign => ALLOW,
+        Resolved::Foreign | Resolved::Elsewhere => ALLOW,
         Resolved::Empty => refuse(),
         Resolved::Backend => {
             let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };
@@ -84,8 +85,8 @@ fn resolve(ctx: &SockAddrContext, pick: u32, origin: &mut Origin) -> Resolved {
     }
     (origin.frontend, origin.frontend_port) = peer(ctx);
     let mut target = Target::default();
-    let host = is_host(ctx).then(settings::node);
-    let found = choose_backend(&Maps, &origin.frontend, origin.frontend_port, proto, host, pick, &mut target);
+    let (addr, port) = (origin.frontend, origin.frontend_port);
+    let found = choose_backend(&Maps, &addr, port, proto, is_host(ctx), pick, &mut target);
     origin.backend = target.backend.addr;
     origin.backend_port = target.backend.port;
     origin.service = target.service;

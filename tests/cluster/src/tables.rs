@@ -50,7 +50,7 @@ pub fn expected(cluster: &Cluster, node: &str) -> Result<Table> {
         let spec = &service["spec"];
         let Some(address) = spec["clusterIP"].as_str().filter(|address| *address != "None") else { continue };
         let own: Vec<_> = items(&slices).filter(|slice| belongs(slice, service)).collect();
-        let near = spec["trafficDistribution"] == "PreferSameNode";
+        let near = own.iter().any(|slice| !slice["endpoints"][0]["hints"]["forNodes"].is_null());
         for port in spec["ports"].as_array().into_iter().flatten() {
             let protocol = port["protocol"].as_str().unwrap_or("TCP");
             let backends = backends(&own, port["name"].as_str().unwrap_or_default(), near.then_some(node));

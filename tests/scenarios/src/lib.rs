@@ -1,7 +1,8 @@
 //! Scenarios: API objects in, tables out, one text file each under `cases/`.
 //!
 //! A file holds YAML documents, then a line `=== tables of NODE` with the tables that node must have, line by line as
-//! `leme_datapath::Tables` prints them; several nodes may follow. Objects are fed in the order of the file, backwards,
+//! `leme_datapath::Tables` prints them; several nodes may follow. `=== tables of NODE with VALUES` gives its agent these
+//! values of `--nodeport-addresses`. Objects are fed in the order of the file, backwards,
 //! and with detours (everything deleted and added again, slices before their Services): the tables must not care.
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use leme_datapath::{ObjectKey, Snapshot, plan};
+use leme_datapath::{NodePorts, ObjectKey, Snapshot, plan};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -68,7 +69,10 @@ impl Scenario {
 
     /// Tables of a node after the objects arrived in some order.
     pub fn tables(&self, node: &str, feed: impl FnOnce(&[Object], &mut Snapshot)) -> String {
-        let mut snapshot = Snapshot::new(node);
+        let (node, flag) = node.split_once(" with ").unwrap_or((node, ""));
+        let flag: Vec<String> = flag.split(',').map(str::to_owned).collect();
+        let node_ports = NodePorts::parse(&flag).unwrap_or_else(|fault| panic!("{fault}"));
+        let mut snapshot = Snapshot::new(node).with_node_ports(node_ports);
         feed(&self.objects, &mut snapshot);
         plan(&snapshot).to_string()
     }

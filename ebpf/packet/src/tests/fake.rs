@@ -27,7 +27,7 @@ pub(super) struct Fake {
     services: HashMap<u32, Service>,
     slots: HashMap<SlotKey, u32>,
     pub backends: HashMap<u32, Backend>,
-    node_addresses: HashMap<Addr, u32>,
+    pub node_addresses: HashMap<Addr, u32>,
     endpoints: HashMap<Addr, Endpoint>,
     pub now: Cell<u64>,
     pub ports: (u16, u16),

@@ -1,8 +1,11 @@
 //! Whole connections, packet by packet, through the hooks they pass.
 
 use super::fake::{Fake, Frame, addr, ip, read, tcp, tuple, udp};
-use crate::{Next, Packet, Work, from_pod, nic_egress, nic_ingress, overlay_egress, overlay_ingress, to_pod};
-use leme_abi::{Addr, DropReason, Protocol, Scope, Service, Tuple};
+use crate::{
+    Next, Packet, Resolved, Target, Work, choose_backend, from_pod, nic_egress, nic_ingress, overlay_egress,
+    overlay_ingress, to_pod,
+};
+use leme_abi::{Addr, DropReason, NodeAddress, Port, Protocol, Scope, Service, Tuple};
 use std::vec::Vec;
 
 const TCP: u8 = Protocol::TCP;
@@ -197,6 +200,49 @@ fn the_outside_sees_the_external_entry_where_there_is_one() {
     assert_eq!((outside.0, outside.1.dst), (Next::Pod, addr("10.244.1.2")));
     let inside = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "10.89.0.11", 30080, SYN));
     assert_eq!(inside.1.dst, addr("10.244.2.9"));
+}
+
+#[test]
+fn a_local_policy_drops_what_only_other_nodes_could_serve() {
+    let mut tables = Fake::new();
+    let flags = Service::EXTERNAL_LOCAL | Service::ELSEWHERE;
+    tables.serve(2, &[(Addr::ANY, 30080, Scope::External)], &[], flags);
+    let frame = tcp("198.51.100.2", 5000, "10.89.0.11", 30080, SYN);
+    assert_eq!(dropped(&tables, nic_ingress, &frame), Some(DropReason::NoLocalBackend));
+    tables.serve(1, &[(addr("10.96.0.10"), 80, Scope::Cluster)], &[], Service::INTERNAL_LOCAL | Service::ELSEWHERE);
+    let to_service = |src| tcp(src, 5000, "10.96.0.10", 80, SYN);
+    assert_eq!(dropped(&tables, pod2, &to_service("10.244.1.2")), Some(DropReason::NoLocalBackend));
+    assert_eq!(dropped(&tables, nic_egress, &to_service("10.89.0.11")), Some(DropReason::NoLocalBackend));
+}
+
+#[test]
+fn node_ports_answer_only_on_the_addresses_they_may() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.1.2", 8080)]);
+    tables.node_addresses.insert(addr("10.90.0.11"), NodeAddress::KNOWN | NodeAddress::LOCAL);
+    let frame = tcp("198.51.100.2", 5000, "10.90.0.11", 30080, SYN);
+    assert_eq!(walk(&tables, nic_ingress, &frame).0, Next::Pod);
+    let flags = NodeAddress::KNOWN | NodeAddress::LOCAL | NodeAddress::NO_NODE_PORTS;
+    tables.node_addresses.insert(addr("10.90.0.11"), flags);
+    let frame = tcp("198.51.100.2", 5001, "10.90.0.11", 30080, SYN);
+    assert_eq!(walk(&tables, nic_ingress, &frame), (Next::Pass, read(&tables, &frame).unwrap().packet.tuple));
+}
+
+#[test]
+fn a_socket_of_the_node_reaches_node_ports_on_loopback_unless_they_may_not_answer_there() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.1.2", 8080)]);
+    let ask = |tables: &Fake, dst: &str, host: bool| {
+        choose_backend(tables, &addr(dst), Port::new(30080), TCP, host, 0, &mut Target::default())
+    };
+    assert_eq!(ask(&tables, "127.0.0.1", true), Resolved::Backend);
+    assert_eq!(ask(&tables, "127.9.9.9", true), Resolved::Backend);
+    assert_eq!(ask(&tables, "127.0.0.1", false), Resolved::Foreign);
+    let flags = NodeAddress::KNOWN | NodeAddress::LOCAL | NodeAddress::NO_NODE_PORTS;
+    tables.node_addresses.insert(Addr::LOOPBACK, flags);
+    assert_eq!(ask(&tables, "127.0.0.1", true), Resolved::Foreign);
+    assert_eq!(ask(&tables, "127.9.9.9", true), Resolved::Foreign);
+    assert_eq!(ask(&tables, "10.89.0.11", true), Resolved::Backend);
 }
 
 #[test]
