@@ -13,7 +13,9 @@ use crate::{
     table::Table,
 };
 use aya::programs::TcAttachType;
-use leme_abi::{Addr, Backend, Endpoint, FrontendKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey};
+use leme_abi::{
+    Addr, Backend, Endpoint, FrontendKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey, SourceKey,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,6 +61,7 @@ struct Tables {
     services: Table<u32, Service>,
     slots: Table<SlotKey, u32>,
     backends: Table<u32, Backend>,
+    sources: Table<SourceKey, u32>,
     endpoints: Table<Addr, Endpoint>,
     routes: Table<RouteKey, Route>,
     node_addresses: Table<Addr, u32>,
@@ -215,18 +218,21 @@ impl Datapath {
             self.tables.slots.delete_all(&retired.slots)?;
             self.tables.services.delete_all(&retired.services)?;
             self.tables.backends.delete_all(&retired.backends)?;
+            let sources: Vec<_> = retired.sources.into_iter().filter(|key| !self.ledger.admits(key)).collect();
+            self.tables.sources.delete_all(&sources)?;
         }
         Ok(())
     }
 
     /// Two generations of slots exist during a change.
     fn check_room(&self) -> Result<()> {
-        let [frontends, services, slots, backends] = self.ledger.sizes();
+        let [frontends, services, slots, backends, sources] = self.ledger.sizes();
         let rooms = [
             ("frontends", frontends, self.tables.frontends.capacity()),
             ("services", services, self.tables.services.capacity()),
             ("slots", slots, self.tables.slots.capacity()),
             ("backends", backends, self.tables.backends.capacity()),
+            ("source_ranges", sources, self.tables.sources.capacity()),
         ];
         match rooms.into_iter().find(|(_, wanted, room)| *wanted > *room as usize) {
             Some((map, wanted, room)) => Err(Error::MapFull { map, wanted, room }),
@@ -336,6 +342,7 @@ impl Tables {
             services: Table::open(pins, "services")?,
             slots: Table::open(pins, "slots")?,
             backends: Table::open(pins, "backends")?,
+            sources: Table::open(pins, "source_ranges")?,
             endpoints: Table::open(pins, "endpoints")?,
             routes: Table::open(pins, "routes")?,
             node_addresses: Table::open(pins, "node_addresses")?,
@@ -348,6 +355,7 @@ impl Tables {
             services: self.services.entries()?,
             slots: self.slots.entries()?,
             backends: self.backends.entries()?,
+            sources: self.sources.entries()?,
         })
     }
 
@@ -360,9 +368,11 @@ impl Tables {
     fn write(&self, operations: &Operations) -> Result<()> {
         self.backends.put_all(&operations.backends)?;
         self.slots.put_all(&operations.slots)?;
+        self.sources.put_all(&operations.sources)?;
         self.services.put_all(&operations.services)?;
         self.frontends.put_all(&operations.frontends)?;
-        self.frontends.delete_all(&operations.gone_frontends)
+        self.frontends.delete_all(&operations.gone_frontends)?;
+        self.sources.delete_all(&operations.gone_sources)
     }
 }
 

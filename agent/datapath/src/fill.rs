@@ -21,10 +21,8 @@ pub struct MapFill {
 /// All of a node's maps that can fill up. The Services' are known, the connections' were counted when last collected,
 /// the rest is small and counted now.
 pub(crate) fn fill(pins: &Path, ledger: &Ledger, connections: &Connections) -> Result<Vec<MapFill>> {
-    let [frontends, services, slots, backends] = ledger.sizes();
-    let known =
-        [("frontends", frontends), ("services", services), ("slots", slots), ("backends", backends)].into_iter();
-    let known = known.map(|(map, entries)| Ok(MapFill { map, entries, capacity: capacity(pins, map)? }));
+    let maps = ["frontends", "services", "slots", "backends", "source_ranges"].into_iter().zip(ledger.sizes());
+    let known = maps.map(|(map, entries)| Ok(MapFill { map, entries, capacity: capacity(pins, map)? }));
     let mut fills = known.collect::<Result<Vec<_>>>()?;
     fills.extend(connections.fill());
     fills.push(count::<Addr, Endpoint>(pins, "endpoints")?);

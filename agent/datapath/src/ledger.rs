@@ -4,7 +4,7 @@
 //! returns are carried out by `apply`.
 
 use crate::{ObjectKey, plan::ServicePlan};
-use leme_abi::{Backend, FrontendKey, Service, SlotKey};
+use leme_abi::{Backend, FrontendKey, RouteKey, Service, SlotKey, SourceKey};
 use std::collections::{BTreeSet, HashMap};
 
 /// Map operations in the order in which they must happen: what a packet may look up exists before anything leads to
@@ -13,9 +13,12 @@ use std::collections::{BTreeSet, HashMap};
 pub(crate) struct Operations {
     pub backends: Vec<(u32, Backend)>,
     pub slots: Vec<(SlotKey, u32)>,
+    pub sources: Vec<(SourceKey, u32)>,
     pub services: Vec<(u32, Service)>,
     pub frontends: Vec<(FrontendKey, u32)>,
     pub gone_frontends: Vec<FrontendKey>,
+    /// No longer let in.
+    pub gone_sources: Vec<SourceKey>,
     pub retired: Retired,
 }
 
@@ -25,19 +28,25 @@ pub(crate) struct Retired {
     pub services: Vec<u32>,
     pub slots: Vec<SlotKey>,
     pub backends: Vec<u32>,
+    /// Sources of Services that are gone or are for everybody now.
+    pub sources: Vec<SourceKey>,
 }
 
 impl Retired {
     pub(crate) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.slots.is_empty() && self.backends.is_empty()
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        self.services.len() + self.slots.len() + self.backends.len() + self.sources.len()
     }
 }
 
 impl Operations {
     pub(crate) fn len(&self) -> usize {
-        let retired = self.retired.services.len() + self.retired.slots.len() + self.retired.backends.len();
-        let written = self.backends.len() + self.slots.len() + self.services.len() + self.frontends.len();
-        written + self.gone_frontends.len() + retired
+        let written = self.backends.len() + self.slots.len() + self.sources.len() + self.services.len();
+        let gone = self.gone_frontends.len() + self.gone_sources.len();
+        written + self.frontends.len() + gone + self.retired.len()
     }
 }
 
@@ -46,6 +55,7 @@ impl Operations {
 struct Entry {
     value: Service,
     frontends: BTreeSet<FrontendKey>,
+    sources: BTreeSet<RouteKey>,
     /// In the order of the slots.
     backends: Vec<u32>,
     /// A Service has claimed it; adopted ones wait for theirs.
@@ -78,6 +88,7 @@ pub(crate) struct Found {
     pub services: Vec<(u32, Service)>,
     pub slots: Vec<(SlotKey, u32)>,
     pub backends: Vec<(u32, Backend)>,
+    pub sources: Vec<(SourceKey, u32)>,
 }
 
 impl Ledger {
@@ -98,6 +109,12 @@ impl Ledger {
             }
         }
         ledger.adopt_slots(found.slots, &mut operations);
+        for (key, _) in found.sources {
+            match ledger.entries.get_mut(&key.service) {
+                Some(entry) => drop(entry.sources.insert(range(&key))),
+                None => operations.retired.sources.push(key),
+            }
+        }
         ledger.backends.retain(|id, (_, users)| {
             if *users == 0 {
                 operations.retired.backends.push(*id);
@@ -191,6 +208,7 @@ impl Ledger {
             operations.services.push((id, wanted));
         }
         self.change_frontends(id, &mut entry, plan, operations);
+        change_sources(id, &mut entry, plan, operations);
         entry.owned = true;
         self.entries.insert(id, entry);
     }
@@ -220,6 +238,7 @@ impl Ledger {
             }
         }
         operations.retired.services.push(id);
+        operations.retired.sources.extend(entry.sources.iter().map(|range| source(id, range)));
         operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));
         self.slots -= entry.backends.len();
         entry.backends.into_iter().for_each(|backend| self.release_backend(backend, operations));
@@ -250,9 +269,15 @@ impl Ledger {
         }
     }
 
-    /// Entries in frontends, services, slots and backends.
-    pub(crate) fn sizes(&self) -> [usize; 4] {
-        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len()]
+    /// Entries in frontends, services, slots, backends and source ranges.
+    pub(crate) fn sizes(&self) -> [usize; 5] {
+        let sources = self.entries.values().map(|entry| entry.sources.len()).sum();
+        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len(), sources]
+    }
+
+    /// Whether a source is let in: again, perhaps, since it was retired.
+    pub(crate) fn admits(&self, key: &SourceKey) -> bool {
+        self.entries.get(&key.service).is_some_and(|entry| entry.sources.contains(&range(key)))
     }
 
     /// Whether a Service leads new connections to an address.
@@ -261,6 +286,27 @@ impl Ledger {
         let mut backends = entries.flat_map(|entry| &entry.backends).filter_map(|id| self.backends.get(id));
         backends.any(|(backend, _)| backend.addr == addr)
     }
+}
+
+/// Whoever is no longer let in is kept out at once; a guard that falls as a whole falls with the flag, and its ranges stay
+/// for packets that still see the flag.
+fn change_sources(id: u32, entry: &mut Entry, plan: &ServicePlan, operations: &mut Operations) {
+    let gone = entry.sources.difference(&plan.sources).map(|range| source(id, range));
+    match plan.sources.is_empty() {
+        true => operations.retired.sources.extend(gone),
+        false => operations.gone_sources.extend(gone),
+    }
+    operations.sources.extend(plan.sources.difference(&entry.sources).map(|range| (source(id, range), 1)));
+    entry.sources.clone_from(&plan.sources);
+}
+
+/// A range as the key of its Service: behind the bits of the id.
+fn source(service: u32, range: &RouteKey) -> SourceKey {
+    SourceKey { prefix: 32 + range.prefix, service, addr: range.addr }
+}
+
+fn range(key: &SourceKey) -> RouteKey {
+    RouteKey { prefix: key.prefix.saturating_sub(32), addr: key.addr }
 }
 
 fn slot(service: u32, generation: u32, n: u32) -> SlotKey {

@@ -20,6 +20,8 @@ use std::{
 pub struct ServicePlan {
     pub frontends: BTreeSet<FrontendKey>,
     pub backends: BTreeSet<Backend>,
+    /// Who is served, where that is not everybody (`GUARDED`).
+    pub sources: BTreeSet<RouteKey>,
     /// `leme_abi::Service` flags.
     pub flags: u32,
     pub affinity: u32,
@@ -63,23 +65,29 @@ pub fn plan_service(snapshot: &Snapshot, key: &ObjectKey) -> Vec<ServicePlan> {
     let Some(service) = snapshot.services.get(key) else { return Vec::new() };
     let slices = snapshot.slices.get(key).map_or(&[][..], Vec::as_slice);
     let here = snapshot.here();
-    service.ports.iter().flat_map(|port| plan_port(here, service, port, slices)).collect()
+    let sources = plan_sources(snapshot, service);
+    let ports = service.ports.iter();
+    ports
+        .flat_map(|port| plan_port(Endpoints { here, port, all: collect_endpoints(port, slices) }, service, &sources))
+        .collect()
 }
 
 /// Traffic policies as kube-proxy applies them. Whoever is inside the cluster and addresses it from outside (NodePort,
 /// external address) gets any endpoint, whatever the external policy: what leaves the cluster and comes back would.
-fn plan_port(here: Here, service: &Service, port: &ServicePort, slices: &[(Box<str>, Slice)]) -> Vec<ServicePlan> {
-    let endpoints = Endpoints { here, port, all: collect_endpoints(port, slices) };
+fn plan_port(endpoints: Endpoints<'_>, service: &Service, sources: &BTreeSet<RouteKey>) -> Vec<ServicePlan> {
+    let port = endpoints.port;
     let internal = frontends(&service.internal, port);
     let mut outward = frontends(&service.external, port);
-    outward.extend(frontends(&service.balancer, port));
     outward.extend(port.node_port.map(|number| frontend(Addr::ANY, number, port)));
-    let external = outward.iter().map(|key| FrontendKey { scope: Scope::External as u8, ..*key }).collect();
+    let balancer = frontends(&service.balancer, port);
+    let mut guarded = Vec::new();
+    match sources.is_empty() {
+        true => outward.extend(balancer),
+        false => guarded = plan_guarded(&endpoints, service, balancer, sources),
+    }
+    let external = outside(&outward);
 
-    let plan = |frontends, chosen: Chosen, flags| {
-        let flags = flags | if chosen.elsewhere { Flags::ELSEWHERE } else { 0 };
-        ServicePlan { frontends, backends: chosen.backends, flags, affinity: service.affinity }
-    };
+    let plan = |frontends, chosen: Chosen, flags| chosen.into_plan(frontends, service, flags);
     let mut plans = match (service.internal_local, service.external_local) {
         (false, false) => vec![plan(internal.into_iter().chain(outward).collect(), endpoints.anywhere(), 0)],
         (true, false) => {
@@ -94,8 +102,43 @@ fn plan_port(here: Here, service: &Service, port: &ServicePort, slices: &[(Box<s
             plan(outward, endpoints.anywhere(), Flags::EXTERNAL_LOCAL),
         ],
     };
+    plans.extend(guarded);
     plans.retain(|plan| !plan.frontends.is_empty());
     plans
+}
+
+/// Load balancer addresses that are not for everybody: the limit is theirs alone, not the NodePort's behind it.
+fn plan_guarded(
+    endpoints: &Endpoints<'_>,
+    service: &Service,
+    frontends: BTreeSet<FrontendKey>,
+    sources: &BTreeSet<RouteKey>,
+) -> Vec<ServicePlan> {
+    let local = if service.external_local { Flags::EXTERNAL_LOCAL } else { 0 };
+    let plan = |frontends, chosen: Chosen| {
+        let plan = chosen.into_plan(frontends, service, Flags::GUARDED | local);
+        ServicePlan { sources: sources.clone(), ..plan }
+    };
+    match service.external_local {
+        false => vec![plan(frontends, endpoints.anywhere())],
+        true => vec![plan(outside(&frontends), endpoints.local()), plan(frontends, endpoints.anywhere())],
+    }
+}
+
+/// Where the load balancer's address is also this node's own, the node's requests come from that very address: who lets
+/// the node in lets that in too.
+fn plan_sources(snapshot: &Snapshot, service: &Service) -> BTreeSet<RouteKey> {
+    let node = snapshot.nodes.get(&snapshot.node).and_then(|node| node.addresses.first());
+    let mut sources: BTreeSet<RouteKey> = service.sources.iter().map(|network| route_key(*network)).collect();
+    if node.is_some_and(|node| service.sources.iter().any(|network| network.contains(*node))) {
+        sources.extend(service.balancer.iter().map(|address| route_key(IpNetwork::from(*address))));
+    }
+    sources
+}
+
+/// The same as clients outside of the cluster see them.
+fn outside(frontends: &BTreeSet<FrontendKey>) -> BTreeSet<FrontendKey> {
+    frontends.iter().map(|key| FrontendKey { scope: Scope::External as u8, ..*key }).collect()
 }
 
 fn frontend(addr: Addr, number: u16, port: &ServicePort) -> FrontendKey {
@@ -126,6 +169,14 @@ struct Chosen {
     backends: BTreeSet<Backend>,
     /// Nothing does here, but other nodes have endpoints.
     elsewhere: bool,
+}
+
+impl Chosen {
+    fn into_plan(self, frontends: BTreeSet<FrontendKey>, service: &Service, flags: u32) -> ServicePlan {
+        let flags = flags | if self.elsewhere { Flags::ELSEWHERE } else { 0 };
+        let (backends, affinity) = (self.backends, service.affinity);
+        ServicePlan { frontends, backends, flags, affinity, ..ServicePlan::default() }
+    }
 }
 
 /// Which endpoints hints leave to this node.

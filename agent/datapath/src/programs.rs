@@ -97,13 +97,14 @@ fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd> {
 
 impl Sizes {
     /// Entries per pinned map.
-    fn by_map(&self) -> [(&'static str, u32); 14] {
+    fn by_map(&self) -> [(&'static str, u32); 15] {
         [
             ("frontends", self.frontends),
             ("services", self.services),
             ("slots", self.slots),
             ("backends", self.backends),
             ("node_addresses", self.routes),
+            ("source_ranges", self.routes),
             ("endpoints", self.endpoints),
             ("routes", self.routes),
             ("conntrack", self.connections),

@@ -64,6 +64,8 @@ pub(crate) struct Service {
     pub external: Box<[IpAddr]>,
     /// Load balancer addresses that reach the nodes as they are.
     pub balancer: Box<[IpAddr]>,
+    /// Who may use those; everybody if there are none.
+    pub sources: Box<[IpNetwork]>,
     pub ports: Box<[ServicePort]>,
     pub internal_local: bool,
     pub external_local: bool,
@@ -301,6 +303,7 @@ fn read_service(object: &core::Service) -> Service {
         internal: parse_addresses(cluster_ips).into(),
         external: parse_addresses(spec.external_ips.iter().flatten()).into(),
         balancer: balancer_addresses(object).into(),
+        sources: source_ranges(spec),
         ports: spec.ports.iter().flatten().filter_map(read_service_port).collect(),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
@@ -314,6 +317,12 @@ fn balancer_addresses(object: &core::Service) -> Vec<IpAddr> {
     let ingress = status.flat_map(|balancer| balancer.ingress.iter().flatten());
     let virtual_ones = ingress.filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
     parse_addresses(virtual_ones.filter_map(|ingress| ingress.ip.as_ref()))
+}
+
+/// Networks of the other family say nothing about this one (kube-proxy).
+fn source_ranges(spec: &core::ServiceSpec) -> Box<[IpNetwork]> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
+    ranges.filter_map(|range| range.trim().parse().ok()).filter(IpNetwork::is_ipv4).collect()
 }
 
 fn read_service_port(port: &core::ServicePort) -> Option<ServicePort> {

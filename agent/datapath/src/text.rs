@@ -20,7 +20,11 @@ fn write_service(f: &mut fmt::Formatter<'_>, key: &ObjectKey, plan: &ServicePlan
     let mut frontends: Vec<String> = plan.frontends.iter().map(frontend).collect();
     frontends.sort();
     let backends: Vec<String> = sorted(plan.backends.iter().map(|b| (b.addr, b))).map(|(_, b)| backend(b)).collect();
-    let flags = [(Service::EXTERNAL_LOCAL, " external-local"), (Service::INTERNAL_LOCAL, " internal-local")];
+    let flags = [
+        (Service::EXTERNAL_LOCAL, " external-local"),
+        (Service::INTERNAL_LOCAL, " internal-local"),
+        (Service::GUARDED, " guarded"),
+    ];
     let flags = flags.iter().filter(|(bit, _)| plan.flags & bit != 0).map(|(_, name)| *name).collect::<String>();
     let affinity = if plan.affinity > 0 { format!(" affinity={}", plan.affinity) } else { String::new() };
     let backends = match backends.is_empty() {
@@ -28,7 +32,9 @@ fn write_service(f: &mut fmt::Formatter<'_>, key: &ObjectKey, plan: &ServicePlan
         true => "refused".to_owned(),
         false => backends.join(", "),
     };
-    writeln!(f, "service {key}{flags}{affinity}: {} -> {backends}", frontends.join(", "))
+    let sources: Vec<String> = sorted(plan.sources.iter().map(|s| (s.addr, s))).map(|(_, s)| prefix(s)).collect();
+    let sources = if sources.is_empty() { String::new() } else { format!(" sources={}", sources.join(",")) };
+    writeln!(f, "service {key}{flags}{affinity}{sources}: {} -> {backends}", frontends.join(", "))
 }
 
 fn backend(backend: &Backend) -> String {

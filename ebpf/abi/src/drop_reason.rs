@@ -54,6 +54,8 @@ reasons! {
     NoNeighbour = "no_neighbour",
     /// A Local traffic policy, and the Service's endpoints are on other nodes.
     NoLocalBackend = "no_local_backend",
+    /// The Service's `loadBalancerSourceRanges` do not have the client.
+    SourceRange = "source_range",
 }
 
 /// Which way a counted packet went, seen from the pods.

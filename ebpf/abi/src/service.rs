@@ -48,6 +48,18 @@ impl Service {
     /// A Local policy leaves nothing here, though other nodes have endpoints: dropped, not refused, so that a load
     /// balancer or a retry may find one of them.
     pub const ELSEWHERE: u32 = 4;
+    /// `loadBalancerSourceRanges`: only sources in `source_ranges` are served.
+    pub const GUARDED: u32 = 8;
+}
+
+/// Longest-prefix key of `source_ranges`: who may use a guarded Service. `prefix` counts the bits of the id and of the
+/// 16-byte address (a /24 of IPv4 is 152).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct SourceKey {
+    pub prefix: u32,
+    pub service: u32,
+    pub addr: Addr,
 }
 
 #[repr(C)]
@@ -81,5 +93,6 @@ impl Backend {
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
 const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<SourceKey>() == 24);
 const _: () = assert!(size_of::<SlotKey>() == 12);
 const _: () = assert!(size_of::<Backend>() == 24);

@@ -29,6 +29,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
             Resolved::Foreign => {}
             Resolved::Empty => return Next::Reject,
             Resolved::Elsewhere => return work.drop(DropReason::NoLocalBackend),
+            Resolved::Denied => return work.drop(DropReason::SourceRange),
             Resolved::Backend => return to_backend(tables, work),
         }
     }

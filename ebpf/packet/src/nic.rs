@@ -66,6 +66,7 @@ fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Ne
         Resolved::Foreign => Next::Pass,
         Resolved::Empty => Next::Reject,
         Resolved::Elsewhere => work.drop(DropReason::NoLocalBackend),
+        Resolved::Denied => work.drop(DropReason::SourceRange),
         Resolved::Backend => {
             let next = locate(tables, work, work.target.backend.addr);
             let result = establish_service(tables, work, source(next));

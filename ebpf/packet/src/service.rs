@@ -13,6 +13,8 @@ pub enum Resolved {
     Empty,
     /// A Local traffic policy, and all endpoints are on other nodes.
     Elsewhere,
+    /// A Service that is not for this client.
+    Denied,
     Backend,
 }
 
@@ -25,15 +27,17 @@ pub struct Target {
     pub id: u32,
 }
 
-/// Looks up who serves a tuple's destination. `pick` chooses the slot.
+/// Looks up who serves a tuple's destination, and whether it serves its source. `pick` chooses the slot.
 #[inline(always)]
 pub fn resolve(tables: &impl Services, tuple: &Tuple, scope: Scope, pick: u32, target: &mut Target) -> Resolved {
-    resolve_address(tables, &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
+    resolve_address(tables, Some(&tuple.src), &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
 }
 
+/// Who asks may not be known yet, at a socket: then a guarded Service is left to the packet path.
 #[inline(always)]
 pub fn resolve_address(
     tables: &impl Services,
+    source: Option<&Addr>,
     addr: &Addr,
     (port, proto): (Port, u8),
     scope: Scope,
@@ -52,7 +56,10 @@ pub fn resolve_address(
         }
         id = find(tables, FrontendKey { addr: Addr::ANY, ..exact });
     }
-    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, remote, pick, target) }
+    if id == 0 {
+        return Resolved::Foreign;
+    }
+    pick_backend(tables, id, source, remote, pick, target)
 }
 
 /// A NodePort of this node, whichever of its addresses was named.
@@ -64,7 +71,7 @@ pub fn resolve_node_port(
     target: &mut Target,
 ) -> Resolved {
     let id = find(tables, FrontendKey { addr: Addr::ANY, port, proto, scope: Scope::Cluster as u8 });
-    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, false, pick, target) }
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, None, false, pick, target) }
 }
 
 /// Outside clients see the `External` entry where there is one, else the one everybody sees.
@@ -78,10 +85,24 @@ fn find(tables: &impl Services, key: FrontendKey) -> u32 {
 }
 
 #[inline(always)]
-fn pick_backend(tables: &impl Services, id: u32, remote_node: bool, pick: u32, target: &mut Target) -> Resolved {
+fn pick_backend(
+    tables: &impl Services,
+    id: u32,
+    source: Option<&Addr>,
+    remote_node: bool,
+    pick: u32,
+    target: &mut Target,
+) -> Resolved {
     let Some(service) = tables.service(id) else { return Resolved::Foreign };
     if remote_node && service.flags & Service::EXTERNAL_LOCAL != 0 {
         return Resolved::Foreign;
+    }
+    if service.flags & Service::GUARDED != 0 {
+        match source {
+            None => return Resolved::Foreign,
+            Some(source) if !tables.admits(id, source) => return Resolved::Denied,
+            Some(_) => {}
+        }
     }
     if service.count == 0 {
         return if service.flags & Service::ELSEWHERE != 0 { Resolved::Elsewhere } else { Resolved::Empty };

@@ -19,7 +19,7 @@ pub fn choose_backend(
     target: &mut Target,
 ) -> Resolved {
     if !addr.is_loopback_v4() {
-        return resolve_address(tables, addr, (port, proto), Scope::Cluster, pick, target);
+        return resolve_address(tables, None, addr, (port, proto), Scope::Cluster, pick, target);
     }
     if !host || tables.node_address(&Addr::LOOPBACK) & NodeAddress::NO_NODE_PORTS != 0 {
         return Resolved::Foreign;

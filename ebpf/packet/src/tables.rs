@@ -39,6 +39,8 @@ pub trait Services {
     fn service(&self, id: u32) -> Option<&Service>;
     fn slot(&self, key: &SlotKey) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Whether a guarded Service serves a source.
+    fn admits(&self, service: u32, source: &Addr) -> bool;
     /// Flags of a node's address, `NodeAddress::KNOWN` among them; 0 if it is nobody's.
     fn node_address(&self, addr: &Addr) -> u32;
 }

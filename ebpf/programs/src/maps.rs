@@ -23,6 +23,8 @@ pub static SERVICES: HashMap<u32, Service, 1, SPARSE> = HashMap::new();
 pub static SLOTS: HashMap<SlotKey, u32, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "backends")]
 pub static BACKENDS: HashMap<u32, Backend, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "source_ranges")]
+pub static SOURCE_RANGES: LpmTrie<Source, u32, 1> = LpmTrie::new();
 #[btf_map(name = "node_addresses")]
 pub static NODE_ADDRESSES: HashMap<Addr, u32, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "endpoints")]
@@ -107,6 +109,16 @@ pub fn count(reason: DropReason, direction: Direction, bytes: u32) {
 
 /// The kernel's maps as the tables that decisions read.
 pub struct Maps;
+
+/// What of `leme_abi::SourceKey` stands behind its prefix.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Source {
+    service: u32,
+    addr: Addr,
+}
+
+const _: () = assert!(size_of::<Key<Source>>() == size_of::<leme_abi::SourceKey>());
 
 /// A value in a hash. User space replaces values whole, never in place: what is read here is old or new, not mixed.
 macro_rules! value {
@@ -207,6 +219,11 @@ impl Services for Maps {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         value!(BACKENDS, &id)
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: u32, source: &Addr) -> bool {
+        SOURCE_RANGES.get(&Key::new(32 + 128, Source { service, addr: *source })).is_some()
     }
 
     #[inline(always)]

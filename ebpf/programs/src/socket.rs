@@ -19,8 +19,8 @@ const ECONNREFUSED: i32 = 111;
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     let mut origin = Origin::default();
     match resolve(&ctx, Maps.random(), &mut origin) {
-        // The packet path drops what is served elsewhere, and counts it.
-        Resolved::Foreign | Resolved::Elsewhere => {
+        // What is served elsewhere or not to everybody is the packet path's: it drops, and counts.
+        Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => {
             forget(&ctx);
             ALLOW
         }
@@ -39,7 +39,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let cookie = socket_cookie(&ctx);
     let mut origin = Origin::default();
     match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
-        Resolved::Foreign | Resolved::Elsewhere => ALLOW,
+        Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => ALLOW,
         Resolved::Empty => refuse(),
         Resolved::Backend => {
             let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };

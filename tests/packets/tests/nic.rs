@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use leme_tests_packets::{
     Frame, Row, Verdict, check,
     frame::{ACK, SYN},
@@ -128,6 +130,44 @@ fn a_node_port_without_endpoints_says_so() {
         let (verdict, out) = node.run("nic_ingress", "eth0", &Frame::tcp("198.51.100.2:5000", "10.89.0.11:30081", SYN));
         assert_eq!((verdict, &out.0[34..36]), (Verdict::Redirect, &[3, 3][..]));
         out.check_checksums("port unreachable");
+    });
+}
+
+#[test]
+fn a_load_balancers_address_is_for_its_source_ranges_and_the_node_port_for_everybody() {
+    let mut objects = service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]);
+    objects[0]["spec"]["type"] = "LoadBalancer".into();
+    objects[0]["spec"]["loadBalancerSourceRanges"] = json!(["198.51.100.0/24", "10.244.1.3/32"]);
+    objects[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.8"}]}});
+    in_namespace(objects, |node| {
+        let ask = |program, device, src: &str, dst: &str| {
+            let (verdict, out) = node.run(program, device, &Frame::tcp(src, dst, SYN));
+            (verdict, out.facts().dst.to_string())
+        };
+        let served = (Verdict::Redirect, "10.244.1.2:8080".to_owned());
+        assert_eq!(ask("nic_ingress", "eth0", "198.51.100.2:5000", "203.0.113.8:80"), served);
+        assert_eq!(ask("from_pod", "pod3", "10.244.1.3:5000", "203.0.113.8:80"), served);
+        assert_eq!(node.counter("source_range/ingress"), 0);
+        assert_eq!(ask("nic_ingress", "eth0", "192.0.2.2:5000", "203.0.113.8:80").0, Verdict::Drop);
+        assert_eq!(node.counter("source_range/ingress"), 1);
+        assert_eq!(ask("from_pod", "pod2", "10.244.1.2:5000", "203.0.113.8:80").0, Verdict::Drop);
+        assert_eq!(ask("nic_egress", "eth0", "10.89.0.11:5000", "203.0.113.8:80").0, Verdict::Drop);
+        assert_eq!(node.counter("source_range/egress"), 2);
+        assert_eq!(ask("nic_ingress", "eth0", "192.0.2.2:5000", "10.89.0.11:30080"), served);
+        assert_eq!(ask("from_pod", "pod3", "10.244.1.3:5001", "10.96.0.50:80"), served);
+    });
+}
+
+#[test]
+fn a_local_policy_drops_and_counts_what_only_other_nodes_could_serve() {
+    let mut objects = service("web", "10.96.0.50", 30080, &[("10.244.2.9", "b")]);
+    objects[0]["spec"]["externalTrafficPolicy"] = "Local".into();
+    in_namespace(objects, |node| {
+        let opening = Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN);
+        assert_eq!(node.run("nic_ingress", "eth0", &opening).0, Verdict::Drop);
+        assert_eq!(node.counter("no_local_backend/ingress"), 1);
+        let inside = node.run("from_pod", "pod2", &Frame::tcp("10.244.1.2:5000", "10.89.0.11:30080", SYN)).1;
+        assert_eq!(inside.facts().dst.to_string(), "10.244.2.9:8080");
     });
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Found, Ledger, Operations};
 use crate::{ObjectKey, plan::ServicePlan};
-use leme_abi::{Addr, Backend, FrontendKey, Port, Service, SlotKey};
+use leme_abi::{Addr, Backend, FrontendKey, Port, Service, SlotKey, SourceKey};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -14,6 +14,7 @@ struct Kernel {
     services: BTreeMap<u32, Service>,
     slots: BTreeMap<SlotKey, u32>,
     backends: BTreeMap<u32, Backend>,
+    sources: BTreeSet<SourceKey>,
 }
 
 impl Kernel {
@@ -27,6 +28,9 @@ impl Kernel {
             self.slots.insert(*key, *backend);
             self.check();
         }
+        for (key, _) in &operations.sources {
+            self.sources.insert(*key);
+        }
         for (id, service) in &operations.services {
             self.services.insert(*id, *service);
             self.check();
@@ -39,6 +43,9 @@ impl Kernel {
             self.frontends.remove(key);
             self.check();
         }
+        for key in &operations.gone_sources {
+            self.sources.remove(key);
+        }
     }
 
     fn bury(&mut self, operations: &Operations) {
@@ -46,6 +53,7 @@ impl Kernel {
         self.slots.retain(|key, _| !retired.slots.contains(key));
         self.services.retain(|id, _| !retired.services.contains(id));
         self.backends.retain(|id, _| !retired.backends.contains(id));
+        self.sources.retain(|key| !retired.sources.contains(key));
         self.check();
     }
 
@@ -75,6 +83,7 @@ impl Kernel {
             services: self.services.clone().into_iter().collect(),
             slots: self.slots.clone().into_iter().collect(),
             backends: self.backends.clone().into_iter().collect(),
+            sources: self.sources.iter().map(|key| (*key, 1)).collect(),
         }
     }
 }
@@ -151,7 +160,29 @@ fn a_removed_service_leaves_nothing() {
     world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[2])]);
     world.change(1, &[]);
     assert_eq!(world.kernel, Kernel::default());
-    assert_eq!(world.ledger.sizes(), [0; 4]);
+    assert_eq!(world.ledger.sizes(), [0; 5]);
+}
+
+fn guard(plan: ServicePlan, networks: &[&str]) -> ServicePlan {
+    let sources = networks.iter().map(|network| crate::plan::route_key(network.parse().unwrap()));
+    ServicePlan { sources: sources.collect(), flags: Service::GUARDED, ..plan }
+}
+
+#[test]
+fn sources_are_there_before_the_guard_and_stay_as_long_as_it() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1])]);
+    let guarded = world.change(1, &[guard(plan(&[80], &[1]), &["10.0.0.0/8", "192.0.2.0/24"])]);
+    assert_eq!((guarded.sources.len(), guarded.services.len()), (2, 1));
+    let narrowed = world.change(1, &[guard(plan(&[80], &[1]), &["192.0.2.0/24"])]);
+    assert_eq!((narrowed.gone_sources.len(), narrowed.services.len(), narrowed.retired.sources.len()), (1, 0, 0));
+    world.restart();
+    assert_eq!(world.change(1, &[guard(plan(&[80], &[1]), &["192.0.2.0/24"])]).len(), 0);
+    let opened = world.change(1, &[plan(&[80], &[1])]);
+    assert_eq!((opened.gone_sources.len(), opened.services.len(), opened.retired.sources.len()), (0, 1, 1));
+    world.change(1, &[guard(plan(&[80], &[1]), &["192.0.2.0/24"])]);
+    world.change(1, &[]);
+    assert_eq!(world.kernel, Kernel::default());
 }
 
 #[test]

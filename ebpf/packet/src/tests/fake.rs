@@ -10,7 +10,11 @@ use leme_abi::{
     Addr, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, NodeAddress, Port, Ports, Protocol,
     Route, Scope, Service, SlotKey, Translation, Tuple,
 };
-use std::{boxed::Box, collections::HashMap, vec::Vec};
+use std::{
+    boxed::Box,
+    collections::{HashMap, HashSet},
+    vec::Vec,
+};
 
 pub(super) fn addr(text: &str) -> Addr {
     text.parse::<Ipv4Addr>().unwrap().into()
@@ -28,6 +32,8 @@ pub(super) struct Fake {
     slots: HashMap<SlotKey, u32>,
     pub backends: HashMap<u32, Backend>,
     pub node_addresses: HashMap<Addr, u32>,
+    /// Service and source.
+    pub sources: HashSet<(u32, Addr)>,
     endpoints: HashMap<Addr, Endpoint>,
     pub now: Cell<u64>,
     pub ports: (u16, u16),
@@ -54,6 +60,7 @@ impl Fake {
             services: HashMap::new(),
             slots: HashMap::new(),
             backends: HashMap::new(),
+            sources: HashSet::new(),
             node_addresses,
             endpoints: HashMap::from([(addr("10.244.1.2"), endpoint(2)), (addr("10.244.1.3"), endpoint(3))]),
             now: Cell::new(1),
@@ -139,6 +146,9 @@ impl Services for Fake {
     }
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(&id)
+    }
+    fn admits(&self, service: u32, source: &Addr) -> bool {
+        self.sources.contains(&(service, *source))
     }
     fn node_address(&self, addr: &Addr) -> u32 {
         self.node_addresses.get(addr).copied().unwrap_or(0)

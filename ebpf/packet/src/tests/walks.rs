@@ -216,6 +216,21 @@ fn a_local_policy_drops_what_only_other_nodes_could_serve() {
 }
 
 #[test]
+fn a_guarded_service_is_for_its_sources_only_and_never_resolved_at_a_socket() {
+    let mut tables = Fake::new();
+    tables.serve(5, &[(addr("203.0.113.8"), 80, Scope::Cluster)], &[("10.244.1.2", 8080)], Service::GUARDED);
+    tables.sources = [(5, addr("198.51.100.2")), (5, addr("10.244.1.3")), (6, addr("198.51.100.3"))].into();
+    let to_service = |src| tcp(src, 5000, "203.0.113.8", 80, SYN);
+    assert_eq!(walk(&tables, nic_ingress, &to_service("198.51.100.2")).0, Next::Pod);
+    assert_eq!(dropped(&tables, nic_ingress, &to_service("198.51.100.3")), Some(DropReason::SourceRange));
+    assert_eq!(walk(&tables, pod3, &to_service("10.244.1.3")).0, Next::Pod);
+    assert_eq!(dropped(&tables, pod2, &to_service("10.244.1.2")), Some(DropReason::SourceRange));
+    assert_eq!(dropped(&tables, nic_egress, &to_service("10.89.0.11")), Some(DropReason::SourceRange));
+    let socket = choose_backend(&tables, &addr("203.0.113.8"), Port::new(80), TCP, true, 0, &mut Target::default());
+    assert_eq!(socket, Resolved::Foreign);
+}
+
+#[test]
 fn node_ports_answer_only_on_the_addresses_they_may() {
     let mut tables = Fake::new();
     node_port(&mut tables, &[("10.244.1.2", 8080)]);
