@@ -4,10 +4,11 @@
 //! `network::cni_server` is the other end. The types are neutral of the specification's versions: only the plugin knows
 //! how 0.3.1 and 1.1.0 differ. Nothing here does IO.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+mod capabilities;
 pub mod spec;
 
 /// Where the agent listens unless the network configuration says otherwise.
@@ -46,6 +47,45 @@ pub struct PodRef {
     pub uid: String,
 }
 
+/// What the pod asks for besides an address: the `runtimeConfig` of the capabilities that the network declares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RuntimeConfig {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// A port of the node that leads to the pod (`hostPort` in Kubernetes).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    pub host_port: u16,
+    pub container_port: u16,
+    pub protocol: Transport,
+    /// None: every address of the node.
+    #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Transport {
+    /// Protocol number of the IP header.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
 /// Plugin to agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +101,8 @@ pub struct Request {
     pub netns: Option<String>,
     #[serde(default)]
     pub pod: PodRef,
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
     /// CHECK: the addresses that the runtime remembers from ADD.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expected: Vec<Ipv4Addr>,

@@ -7,7 +7,11 @@ use std::net::Ipv4Addr;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Attachment, AttachmentId, Command, DEFAULT_SOCKET, Failure, PodRef, Request, code};
+use crate::{
+    Attachment, AttachmentId, Command, DEFAULT_SOCKET, Failure, PodRef, Request, RuntimeConfig,
+    capabilities::{self, Written},
+    code,
+};
 
 /// Every version of the specification that the plugin answers in, oldest first.
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -29,6 +33,7 @@ struct NetConf {
     #[serde(default = "default_socket")]
     socket: String,
     prev_result: Option<Value>,
+    runtime_config: Option<Written>,
     #[serde(default, rename = "cni.dev/valid-attachments", alias = "cni.dev/attachments")]
     valid: Vec<AttachmentId>,
 }
@@ -77,12 +82,18 @@ pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Call,
         (Command::Check, Some(previous)) => addresses(previous),
         _ => Vec::new(),
     };
+    // What ADD was asked for is remembered by the agent; nothing in here may stand in the way of a DEL.
+    let runtime = match command {
+        Command::Add => capabilities::read(conf.runtime_config)?,
+        _ => RuntimeConfig::default(),
+    };
     let request = Request {
         command,
         network: conf.name,
         attachment,
         netns,
         pod: env("CNI_ARGS").map(|args| pod(&args)).unwrap_or_default(),
+        runtime,
         expected,
         valid: conf.valid,
     };

@@ -7,6 +7,7 @@ use crate::{
     device::{Devices, allow_forwarding, netns_cookie},
     dump::{counters, dump},
     fill::fill,
+    host_port::{HostPort, HostPorts, owner},
     ledger::{Found, Ledger, Operations, Retired},
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
@@ -74,11 +75,14 @@ pub struct Datapath {
     attacher: Attacher,
     tables: Tables,
     ledger: Ledger,
+    host_ports: HostPorts,
     nodes: NodeTables,
     connections: Connections,
     retired: Vec<(Instant, Retired)>,
     /// A complete list has been seen: what it lacks may go.
     complete: bool,
+    /// The ledger was read back from the maps since: it does not know whose the entries are.
+    unclaimed: bool,
     mtu: u32,
 }
 
@@ -98,10 +102,12 @@ impl Datapath {
             connections: Connections::open(&config.pin_dir)?,
             retired: Vec::new(),
             complete: false,
+            unclaimed: true,
             config,
             programs,
             tables,
             ledger,
+            host_ports: HostPorts::default(),
             nodes,
             mtu,
         };
@@ -155,8 +161,18 @@ impl Datapath {
         self.tables.endpoints.put(&addr.into(), &Endpoint { ifindex, identity: 0, mac, host_mac, flags: 0 })
     }
 
+    /// The ports of the node that lead to a pod: these and no others. They go with its endpoint.
+    pub fn set_host_ports(&mut self, pod: IpAddr, ports: &[HostPort]) -> Result<()> {
+        let pod = Addr::from(pod);
+        self.host_ports.set(pod, ports);
+        let mut operations = Operations::default();
+        self.ledger.change(&owner(pod), self.host_ports.plans(pod), &mut operations);
+        self.apply(operations)
+    }
+
     /// Absent is done.
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
+        self.set_host_ports(addr, &[])?;
         let key = Addr::from(addr);
         let Some(endpoint) = self.tables.endpoints.get(&key)? else { return Ok(()) };
         self.tables.endpoints.delete(&key)?;
@@ -168,8 +184,13 @@ impl Datapath {
         Ok(entries.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect())
     }
 
-    /// Brings the tables of the changed objects up to date. Nothing else is looked at, nothing is pruned.
+    /// Brings the tables of the changed objects up to date. Nothing else is looked at, nothing is pruned, unless a
+    /// failure has made the agent forget whose the entries are.
     pub fn reconcile(&mut self, snapshot: &Snapshot, changes: &BTreeSet<Change>) -> Result<Report> {
+        if self.unclaimed { self.reconcile_all(snapshot) } else { self.reconcile_changes(snapshot, changes) }
+    }
+
+    fn reconcile_changes(&mut self, snapshot: &Snapshot, changes: &BTreeSet<Change>) -> Result<Report> {
         let mut operations = Operations::default();
         for change in changes {
             if let Change::Service(key) = change {
@@ -189,9 +210,12 @@ impl Datapath {
     /// EndpointSlices and Nodes.
     pub fn reconcile_all(&mut self, snapshot: &Snapshot) -> Result<Report> {
         self.complete = true;
-        let mut report = self.reconcile(snapshot, &snapshot.all_changes())?;
+        self.unclaimed = false;
+        let mut report = self.reconcile_changes(snapshot, &snapshot.all_changes())?;
         let mut operations = Operations::default();
-        self.ledger.prune(|key| snapshot.services.contains_key(key), &mut operations);
+        self.host_ports.iter().for_each(|(owner, plans)| self.ledger.change(&owner, plans, &mut operations));
+        let wanted = |key: &ObjectKey| snapshot.services.contains_key(key) || self.host_ports.contains(key);
+        self.ledger.prune(wanted, &mut operations);
         report.operations += operations.len();
         self.apply(operations)?;
         Ok(report)
@@ -202,6 +226,7 @@ impl Datapath {
     fn apply(&mut self, operations: Operations) -> Result<()> {
         let result = self.check_room().and_then(|()| self.tables.write(&operations));
         if let Err(error) = result {
+            self.unclaimed = true;
             (self.ledger, _) = Ledger::adopt(self.tables.services()?);
             return Err(error);
         }

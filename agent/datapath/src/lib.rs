@@ -14,6 +14,7 @@ mod device;
 mod dump;
 mod error;
 mod fill;
+mod host_port;
 mod lan;
 mod ledger;
 mod node_ports;
@@ -26,12 +27,14 @@ mod text;
 pub use config::{Config, Sizes};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
 pub use dump::{
-    ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow, connections, counters,
-    dump, endpoints, node_addresses, routes, services, translations,
+    ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow, connections,
+    counters, dump, endpoints, node_addresses, routes, services, translations,
 };
 pub use error::{Error, Result};
 pub use fill::MapFill;
+pub use host_port::HostPort;
 pub use lan::Lan;
+pub use leme_abi::Protocol;
 pub use node_ports::NodePorts;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
 pub use snapshot::{Change, ObjectKey, Snapshot};

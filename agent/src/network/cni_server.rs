@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use leme_cni::{Attachment, AttachmentId, Command, Failure, MAX_MESSAGE, Reply, Request, code};
+use leme_cni::{Attachment, AttachmentId, Command, Failure, MAX_MESSAGE, Reply, Request, RuntimeConfig, code};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -37,9 +37,10 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// Where pods' interfaces become part of the datapath.
 #[async_trait]
 pub trait Endpoints: Send + Sync {
-    /// Attaches the programs to the pod's node end and makes its address known. Repeating it changes nothing.
-    async fn add(&self, veth: &Veth, ifindex: u32) -> anyhow::Result<()>;
-    /// Makes an address unknown; one that is unknown is done.
+    /// Attaches the programs to the pod's node end, makes its address known and does what else it asked for. Repeating
+    /// it changes nothing.
+    async fn add(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<()>;
+    /// Makes an address unknown, with all that leads to it; one that is unknown is done.
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()>;
 }
 
@@ -77,7 +78,7 @@ impl CniServer {
         for reservation in &held {
             let veth = self.veth(reservation);
             match self.links.index(&veth.host_ifname).await? {
-                Some(ifindex) => self.endpoints.add(&veth, ifindex).await?,
+                Some(ifindex) => self.endpoints.add(&veth, ifindex, &reservation.runtime).await?,
                 // The pod's namespace is gone; its address stays reserved until the runtime says DEL.
                 None => self.endpoints.remove(veth.address).await?,
             }
@@ -139,11 +140,11 @@ impl CniServer {
     async fn add(&self, id: AttachmentId, request: Request) -> Result<Reply, Failure> {
         let _turn = self.turn(&id).await;
         let netns = request.netns.unwrap_or_default();
-        let wanted =
-            Wanted { attachment: id.clone(), network: request.network, netns: netns.clone(), pod: request.pod };
+        let Request { network, pod, runtime, .. } = request;
+        let wanted = Wanted { attachment: id.clone(), network, netns: netns.clone(), pod, runtime };
         let reservation = self.ipam().reserve(wanted, SystemTime::now()).map_err(no_address)?;
         let veth = self.veth(&reservation);
-        match self.attach(&veth, &netns).await {
+        match self.attach(&veth, &netns, &reservation.runtime).await {
             Ok(()) => Ok(Reply::Attached(self.attachment(&veth, netns))),
             Err(error) => {
                 if let Err(failure) = self.detach(&id).await {
@@ -155,10 +156,10 @@ impl CniServer {
     }
 
     /// What an interrupted ADD left goes first: it hangs on a link that is about to be replaced.
-    async fn attach(&self, veth: &Veth, netns: &str) -> anyhow::Result<()> {
+    async fn attach(&self, veth: &Veth, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
         self.endpoints.remove(veth.address).await?;
         let ifindex = self.links.create(veth, netns, self.shape.router).await?;
-        self.endpoints.add(veth, ifindex).await
+        self.endpoints.add(veth, ifindex, runtime).await
     }
 
     fn attachment(&self, veth: &Veth, netns: String) -> Attachment {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ipnetwork::Ipv4Network;
-use leme_cni::{AttachmentId, PodRef};
+use leme_cni::{AttachmentId, PodRef, RuntimeConfig};
 use serde::{Deserialize, Serialize};
 
 /// How long a released address is not given out again.
@@ -41,6 +41,9 @@ pub struct Reservation {
     pub network: String,
     pub netns: String,
     pub pod: PodRef,
+    /// What the datapath must do for the pod again after a restart.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
 }
 
 #[derive(Debug)]
@@ -196,12 +199,13 @@ pub struct Wanted {
     pub network: String,
     pub netns: String,
     pub pod: PodRef,
+    pub runtime: RuntimeConfig,
 }
 
 impl Wanted {
     fn at(self, address: Ipv4Addr) -> Reservation {
-        let Self { attachment, network, netns, pod } = self;
-        Reservation { attachment, address, network, netns, pod }
+        let Self { attachment, network, netns, pod, runtime } = self;
+        Reservation { attachment, address, network, netns, pod, runtime }
     }
 }
 
@@ -254,7 +258,8 @@ mod tests {
     }
 
     fn wanted(name: &str) -> Wanted {
-        Wanted { attachment: id(name), network: "leme".into(), netns: format!("/ns/{name}"), pod: PodRef::default() }
+        let (netns, pod, runtime) = (format!("/ns/{name}"), PodRef::default(), RuntimeConfig::default());
+        Wanted { attachment: id(name), network: "leme".into(), netns, pod, runtime }
     }
 
     fn last(ipam: &mut Ipam, name: &str, now: SystemTime) -> u8 {

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
+use leme_cni::RuntimeConfig;
 use leme_datapath::{Datapath, EndpointSpec, NodePorts};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ pub mod cni_config;
 pub mod cni_server;
 pub mod conntrack;
 pub mod health;
+mod host_ports;
 pub mod ipam;
 pub mod metrics;
 pub mod reconciler;
@@ -125,10 +127,15 @@ impl Kernel {
 
 #[async_trait]
 impl Endpoints for Kernel {
-    async fn add(&self, veth: &Veth, ifindex: u32) -> anyhow::Result<()> {
+    async fn add(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<()> {
         let addr = IpAddr::V4(veth.address);
         let endpoint = EndpointSpec { addr, ifindex, mac: veth.mac, host_mac: veth.host_mac };
-        Ok(self.with(move |datapath| datapath.add_endpoint(&endpoint)).await?)
+        let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
+        let added = self.with(move |datapath| {
+            datapath.add_endpoint(&endpoint)?;
+            datapath.set_host_ports(addr, &ports)
+        });
+        Ok(added.await?)
     }
 
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()> {

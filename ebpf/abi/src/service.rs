@@ -50,6 +50,8 @@ impl Service {
     pub const ELSEWHERE: u32 = 4;
     /// `loadBalancerSourceRanges`: only sources in `source_ranges` are served.
     pub const GUARDED: u32 = 8;
+    /// A port of this node that leads to one of its pods: other nodes' addresses are theirs to serve.
+    pub const HOST_PORT: u32 = 1 << 16;
 }
 
 /// Longest-prefix key of `source_ranges`: who may use a guarded Service. `prefix` counts the bits of the id and of the

@@ -27,9 +27,13 @@ pub struct Target {
     pub id: u32,
 }
 
-/// Looks up who serves a tuple's destination, and whether it serves its source. `pick` chooses the slot.
+/// Looks up who serves a tuple's destination, and whether it serves its source. `pick` chooses the slot. A loopback
+/// address is a socket's matter: in a packet it is nobody's.
 #[inline(always)]
 pub fn resolve(tables: &impl Services, tuple: &Tuple, scope: Scope, pick: u32, target: &mut Target) -> Resolved {
+    if tuple.dst.is_loopback_v4() {
+        return Resolved::Foreign;
+    }
     resolve_address(tables, Some(&tuple.src), &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
 }
 
@@ -46,32 +50,34 @@ pub fn resolve_address(
 ) -> Resolved {
     let exact = FrontendKey { addr: *addr, port, proto, scope: scope as u8 };
     let mut id = find(tables, exact);
-    let mut remote = false;
+    let mut at = NodeAddress::KNOWN | NodeAddress::LOCAL;
     if id == 0 {
-        let flags = tables.node_address(addr);
-        remote = flags & NodeAddress::LOCAL == 0;
-        let refused = flags & NodeAddress::NO_NODE_PORTS != 0 || (remote && matches!(scope, Scope::External));
-        if flags == 0 || refused {
+        at = tables.node_address(addr);
+        if at == 0 || (at & NodeAddress::LOCAL == 0 && matches!(scope, Scope::External)) {
             return Resolved::Foreign;
         }
         id = find(tables, FrontendKey { addr: Addr::ANY, ..exact });
     }
-    if id == 0 {
-        return Resolved::Foreign;
-    }
-    pick_backend(tables, id, source, remote, pick, target)
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, source, at, pick, target) }
 }
 
-/// A NodePort of this node, whichever of its addresses was named.
+/// What the node's own sockets find on a loopback address: a hostPort of that very address, or what answers on every
+/// address of the node.
 #[inline(always)]
-pub fn resolve_node_port(
+pub fn resolve_loopback(
     tables: &impl Services,
+    addr: &Addr,
     (port, proto): (Port, u8),
     pick: u32,
     target: &mut Target,
 ) -> Resolved {
-    let id = find(tables, FrontendKey { addr: Addr::ANY, port, proto, scope: Scope::Cluster as u8 });
-    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, None, false, pick, target) }
+    let exact = FrontendKey { addr: *addr, port, proto, scope: Scope::Cluster as u8 };
+    let at = tables.node_address(&Addr::LOOPBACK) | NodeAddress::LOCAL;
+    let mut id = tables.frontend(&exact);
+    if id == 0 {
+        id = tables.frontend(&FrontendKey { addr: Addr::ANY, ..exact });
+    }
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, None, at, pick, target) }
 }
 
 /// Outside clients see the `External` entry where there is one, else the one everybody sees.
@@ -84,17 +90,22 @@ fn find(tables: &impl Services, key: FrontendKey) -> u32 {
     found
 }
 
+/// `at`: flags of the node's address that was named, where the frontend is for all of them.
 #[inline(always)]
 fn pick_backend(
     tables: &impl Services,
     id: u32,
     source: Option<&Addr>,
-    remote_node: bool,
+    at: u32,
     pick: u32,
     target: &mut Target,
 ) -> Resolved {
     let Some(service) = tables.service(id) else { return Resolved::Foreign };
-    if remote_node && service.flags & Service::EXTERNAL_LOCAL != 0 {
+    if at & NodeAddress::LOCAL == 0 && service.flags & (Service::EXTERNAL_LOCAL | Service::HOST_PORT) != 0 {
+        return Resolved::Foreign;
+    }
+    // What a pod was promised of the node is no NodePort.
+    if at & NodeAddress::NO_NODE_PORTS != 0 && service.flags & Service::HOST_PORT == 0 {
         return Resolved::Foreign;
     }
     if service.flags & Service::GUARDED != 0 {

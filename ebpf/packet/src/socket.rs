@@ -1,13 +1,13 @@
 //! Services at the moment a socket names its peer.
 
 use crate::{
-    service::{Resolved, Target, resolve_address, resolve_node_port},
+    service::{Resolved, Target, resolve_address, resolve_loopback},
     tables::Services,
 };
-use leme_abi::{Addr, NodeAddress, Port, Scope};
+use leme_abi::{Addr, Port, Scope};
 
-/// What a socket that names `addr:port` gets. On the node itself NodePorts answer on loopback too, unless the node's
-/// settings say otherwise; in a pod loopback is the pod's.
+/// What a socket that names `addr:port` gets. On the node itself NodePorts and hostPorts answer on loopback too, unless
+/// the node's settings say otherwise; in a pod loopback is the pod's.
 #[inline(always)]
 pub fn choose_backend(
     tables: &impl Services,
@@ -21,8 +21,5 @@ pub fn choose_backend(
     if !addr.is_loopback_v4() {
         return resolve_address(tables, None, addr, (port, proto), Scope::Cluster, pick, target);
     }
-    if !host || tables.node_address(&Addr::LOOPBACK) & NodeAddress::NO_NODE_PORTS != 0 {
-        return Resolved::Foreign;
-    }
-    resolve_node_port(tables, (port, proto), pick, target)
+    if host { resolve_loopback(tables, addr, (port, proto), pick, target) } else { Resolved::Foreign }
 }

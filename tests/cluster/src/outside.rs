@@ -11,7 +11,11 @@ use crate::place::in_network;
 
 /// Answers every HTTP request with the address it came from, as long as the test runs.
 pub fn echo(address: Ipv4Addr) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((address, 0)).with_context(|| format!("cannot listen on {address}"))?;
+    echo_at((address, 0).into())
+}
+
+fn echo_at(address: SocketAddr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -29,4 +33,9 @@ pub fn echo(address: Ipv4Addr) -> Result<SocketAddr> {
 /// The same in the network of a process.
 pub fn echo_in(process: i32, address: Ipv4Addr) -> Result<SocketAddr> {
     in_network(process, || echo(address))
+}
+
+/// The same on a port of its own choice.
+pub fn echo_in_at(process: i32, address: SocketAddr) -> Result<SocketAddr> {
+    in_network(process, || echo_at(address))
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod faults;
+mod host_ports;
 mod names;
 mod network;
 mod nodes;
@@ -69,6 +70,9 @@ fn on_the_embedded_store() -> Vec<Test> {
         services::a_node_without_a_replica_forwards,
         services::a_pod_reaches_itself_through_its_service,
         services::the_kernel_holds_what_the_endpoints_say,
+        host_ports::a_host_port_leads_to_its_pod_from_everywhere,
+        host_ports::a_host_port_of_localhost_answers_there_alone,
+        host_ports::a_host_port_outlives_the_agent_and_goes_with_its_pod,
         names::names_of_services_resolve,
         names::headless_services_name_their_pods,
         names::addresses_resolve_to_names,

@@ -1,0 +1,115 @@
+//! The capabilities' part of a configuration, `runtimeConfig`, as runtimes write it.
+//!
+//! containerd names the fields as its Go structures do (`HostPort`), others as the CNI conventions do (`hostPort`): both
+//! mean the same, as they do to Go's decoder. `spec` calls [`read`]; nothing here does IO.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use crate::{Failure, PortMapping, RuntimeConfig, Transport, code};
+
+/// As it stands in the configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Written {
+    port_mappings: Option<Vec<WrittenPort>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct WrittenPort {
+    #[serde(rename = "hostPort", alias = "HostPort", default)]
+    host_port: i64,
+    #[serde(rename = "containerPort", alias = "ContainerPort", default)]
+    container_port: i64,
+    #[serde(rename = "protocol", alias = "Protocol", default)]
+    protocol: String,
+    #[serde(rename = "hostIP", alias = "HostIP", alias = "hostIp", default)]
+    host_ip: String,
+}
+
+pub(crate) fn read(written: Option<Written>) -> Result<RuntimeConfig, Failure> {
+    let ports = written.unwrap_or_default().port_mappings.unwrap_or_default();
+    // Runtimes also list ports that nobody asked to have on the node.
+    let wanted = ports.into_iter().filter(|port| port.host_port != 0);
+    Ok(RuntimeConfig { port_mappings: wanted.map(read_port).collect::<Result<_, _>>()? })
+}
+
+fn read_port(written: WrittenPort) -> Result<PortMapping, Failure> {
+    let number = |name: &str, value: i64| {
+        let number = u16::try_from(value).ok().filter(|number| *number != 0);
+        number.ok_or_else(|| invalid(format!("{name} {value} is no port")))
+    };
+    Ok(PortMapping {
+        host_port: number("hostPort", written.host_port)?,
+        container_port: number("containerPort", written.container_port)?,
+        protocol: read_transport(&written.protocol)?,
+        host_ip: read_address(&written.host_ip)?,
+    })
+}
+
+fn read_transport(name: &str) -> Result<Transport, Failure> {
+    match name.to_ascii_lowercase().as_str() {
+        "tcp" | "" => Ok(Transport::Tcp),
+        "udp" => Ok(Transport::Udp),
+        "sctp" => Ok(Transport::Sctp),
+        _ => Err(invalid(format!("protocol {name:?} is none of tcp, udp and sctp"))),
+    }
+}
+
+fn read_address(text: &str) -> Result<Option<IpAddr>, Failure> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address: IpAddr = text.parse().map_err(|_| invalid(format!("hostIP {text:?} is no address")))?;
+    Ok((!address.is_unspecified()).then_some(address))
+}
+
+fn invalid(details: String) -> Failure {
+    Failure::new(code::INVALID_CONFIG, "invalid portMappings", details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn ports(ports: Value) -> Result<Vec<PortMapping>, Failure> {
+        let written = serde_json::from_value(json!({ "portMappings": ports })).unwrap();
+        read(Some(written)).map(|runtime| runtime.port_mappings)
+    }
+
+    #[test]
+    fn both_spellings_mean_the_same_and_ports_nobody_wants_are_left_out() {
+        let wanted = |host_ip: Option<&str>| PortMapping {
+            host_port: 8080,
+            container_port: 80,
+            protocol: Transport::Udp,
+            host_ip: host_ip.map(|text| text.parse().unwrap()),
+        };
+        let conventional = json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "192.0.2.7"},
+            {"hostPort": 0, "containerPort": 81, "protocol": "tcp"}
+        ]);
+        assert_eq!(ports(conventional).unwrap(), [wanted(Some("192.0.2.7"))]);
+        for unspecified in ["", "0.0.0.0", "::"] {
+            let go = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "UDP", "HostIP": unspecified}]);
+            assert_eq!(ports(go).unwrap(), [wanted(None)], "{unspecified:?}");
+        }
+        assert_eq!(ports(Value::Null).unwrap(), []);
+    }
+
+    #[test]
+    fn a_mapping_that_cannot_be_is_refused_by_name() {
+        for (mapping, blamed) in [
+            (json!({"hostPort": 70000, "containerPort": 80}), "hostPort 70000"),
+            (json!({"hostPort": 80, "containerPort": 0}), "containerPort 0"),
+            (json!({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}), "icmp"),
+            (json!({"hostPort": 80, "containerPort": 80, "hostIP": "localhost"}), "localhost"),
+        ] {
+            let failure = ports(json!([mapping])).unwrap_err();
+            assert_eq!(failure.code, code::INVALID_CONFIG);
+            assert!(failure.details.contains(blamed), "{failure}");
+        }
+    }
+}
