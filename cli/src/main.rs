@@ -9,6 +9,7 @@ mod output;
 mod server;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -107,6 +108,9 @@ fn small_runtime() -> Result<Runtime> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }
 
+/// A part that was asked to end and has not after this long is left behind: nothing it does needs its consent.
+const LAST_MOMENT: Duration = Duration::from_secs(4);
+
 /// Runs a long-lived part until it ends or a signal asks it to.
 fn serve<F>(part: impl FnOnce(CancellationToken) -> F) -> Result<ExitCode>
 where
@@ -130,14 +134,23 @@ where
 {
     install_crypto();
     start_logging();
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        part(shutdown).await
-    })?;
-    // A task that still blocks must not keep the process.
+        tokio::select! {
+            outcome = part(shutdown.clone()) => outcome,
+            () = overdue(shutdown) => Ok(()),
+        }
+    });
+    // Before anything can return: dropping a runtime waits for tasks that still block.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    outcome.map(done)
+}
+
+async fn overdue(shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(LAST_MOMENT).await;
+    tracing::warn!("not everything ended within {LAST_MOMENT:?}; leaving it");
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

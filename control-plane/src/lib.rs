@@ -109,24 +109,12 @@ impl Config {
 
 /// Serves until `shutdown`; `ready` hears the bound address once requests are answered.
 pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: CancellationToken) -> Result<()> {
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
-    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listen on {}", config.bind))?;
-    let address = listener.local_addr()?;
-    let names = pki::apiserver_names(
-        &config.cluster_domain,
-        config.kubernetes_address(),
-        config.advertise,
-        &config.extra_names,
-    );
-    let pki = pki::Pki::open(&config.data_dir.join("pki"), &names)?;
-    write_admin_kubeconfig(&config, &pki, address.port())?;
-    let store = open_store(&config).await?;
-    let tls = server::tls_config(&pki.serving, &pki.cluster.certificate)?;
-    let root_ca = pki.cluster.certificate.clone();
-    let app = App::start(config.clone(), &pki, store.clone()).await?;
-
+    // A store that does not answer must not keep a server that is told to end.
+    let Some(server) = shutdown.run_until_cancelled(Server::prepare(&config)).await.transpose()? else {
+        return Ok(());
+    };
+    let Server { app, listener, address, tls, root_ca, store } = server;
     let background = tokio::spawn(leme_store::compact_periodically(store, api::COMPACTION));
-    bootstrap::run(&app, address.port()).await.context("write the objects that every cluster has")?;
     let serving = tokio::spawn(server::serve(listener, tls, app.router(), shutdown.clone()));
     app.set_ready();
     ready(address);
@@ -138,6 +126,38 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     upkeep.await?;
     background.abort();
     Ok(())
+}
+
+/// A server with everything that must be there before the first request is answered.
+struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: rustls::ServerConfig,
+    /// The cluster's authority.
+    root_ca: String,
+    store: Arc<dyn Store>,
+}
+
+impl Server {
+    async fn prepare(config: &Config) -> Result<Self> {
+        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+        let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listen on {}", config.bind))?;
+        let address = listener.local_addr()?;
+        let names = pki::apiserver_names(
+            &config.cluster_domain,
+            config.kubernetes_address(),
+            config.advertise,
+            &config.extra_names,
+        );
+        let pki = pki::Pki::open(&config.data_dir.join("pki"), &names)?;
+        write_admin_kubeconfig(config, &pki, address.port())?;
+        let store = open_store(config).await?;
+        let tls = server::tls_config(&pki.serving, &pki.cluster.certificate)?;
+        let app = App::start(config.clone(), &pki, store.clone()).await?;
+        bootstrap::run(&app, address.port()).await.context("write the objects that every cluster has")?;
+        Ok(Self { app, listener, address, tls, root_ca: pki.cluster.certificate.clone(), store })
+    }
 }
 
 async fn run_controllers(app: &Arc<App>, config: &Config, root_ca: String, shutdown: CancellationToken) {

@@ -13,7 +13,7 @@ use kube::{
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use leme_control_plane::{
-    Config,
+    Config, Etcd,
     pki::{Authority, KubeconfigNames, kubeconfig},
     run,
 };
@@ -121,4 +121,32 @@ async fn a_service_account_speaks_with_its_token_and_is_refused_in_words() {
         status.message.contains("User \"system:serviceaccount:default:robot\" cannot list resource \"configmaps\"")
     );
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_told_to_end_in_its_first_moment_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let mut config = Config::new([127, 0, 0, 1].into(), directory.path());
+    config.bind = SocketAddr::new([127, 0, 0, 1].into(), 0);
+    let at_once = shutdown.clone();
+    let server = run(config, move |_| at_once.cancel(), shutdown);
+    tokio::time::timeout(Duration::from_secs(10), server).await.expect("it never ends").unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_its_etcd_ends_when_told_to() {
+    let directory = tempfile::tempdir().unwrap();
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = Config::new([127, 0, 0, 1].into(), directory.path());
+    config.bind = SocketAddr::new([127, 0, 0, 1].into(), 0);
+    let endpoints = vec![format!("http://{}", silent.local_addr().unwrap())];
+    config.etcd = Some(Etcd { endpoints, ..Etcd::default() });
+    let shutdown = CancellationToken::new();
+    let server = tokio::spawn(run(config, |_| unreachable!("its store never answered"), shutdown.clone()));
+    // The server has come to its store.
+    tokio::task::spawn_blocking(move || silent.accept().map(std::mem::forget)).await.unwrap().unwrap();
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(2), server).await.expect("it waits on").unwrap().unwrap();
 }

@@ -31,7 +31,6 @@ mod writer;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use anyhow::Context as _;
 use futures::StreamExt;
 use k8s_cri::v1::PodSandbox;
 use k8s_openapi::api::core::v1 as core;
@@ -134,7 +133,9 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::
     let stream = watcher(pods, watcher::Config::default().fields(&selector)).default_backoff();
     let mut stream = std::pin::pin!(stream);
     let mut pods = Pods::new(context);
-    pods.find_running().await.context("listing what the runtime runs")?;
+    if shutdown.run_until_cancelled(pods.find_running()).await.is_none() {
+        return Ok(());
+    }
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -179,12 +180,12 @@ impl Pods {
     }
 
     /// Waits for the runtime: without it nobody knows what to adopt.
-    async fn find_running(&mut self) -> anyhow::Result<()> {
+    async fn find_running(&mut self) {
         loop {
             match observed::pods_on_node(&self.context.cri).await {
                 Ok(found) => {
                     self.adopted = found;
-                    return Ok(());
+                    return;
                 }
                 Err(error) => {
                     warn!(%error, "the container runtime does not answer yet");

@@ -82,5 +82,38 @@ pub async fn run(make_client: MakeClient, options: Options, shutdown: Cancellati
 
     // Each `start` registered its handlers before it returned its future: no controller misses an object.
     informers.run(shutdown).await;
-    while tasks.join_next().await.is_some() {}
+    // A controller that is cut off is one that crashed, which each survives. Waiting could take for ever: for a first
+    // list that never comes now, for a write that a store without a quorum does not answer.
+    tasks.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use super::*;
+
+    /// A client of an API that takes every request and answers none.
+    fn unanswered(_account: &str) -> Client {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            pending::<Result<http::Response<kube::client::Body>, Infallible>>()
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_controllers_end_when_told_to_although_their_first_lists_never_came() {
+        let options = Options {
+            pod_cidr: "10.244.0.0/16".parse().expect("a network"),
+            node_cidr_mask: 24,
+            root_ca: String::new(),
+            node_grace_period: Duration::from_secs(50),
+        };
+        let shutdown = CancellationToken::new();
+        let controllers = tokio::spawn(run(Arc::new(unanswered), options, shutdown.clone()));
+        tokio::task::yield_now().await;
+        shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(1), controllers).await;
+        assert!(matches!(ended, Ok(Ok(()))), "still running");
+    }
 }
