@@ -44,7 +44,6 @@ pub(crate) fn unpack(packages: &[&str], into: &Path) -> Result<()> {
 
 /// Another suite of Debian than this machine's, with apt lists of its own: the machine's sources stay as they are.
 pub(crate) struct Suite {
-    name: &'static str,
     options: Vec<String>,
 }
 
@@ -66,7 +65,7 @@ impl Suite {
         ];
         let options: Vec<_> = options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect();
         run_quietly(&format!("package lists of Debian {name}"), command("apt-get").args(&options).arg("update"))?;
-        Ok(Self { name, options })
+        Ok(Self { options })
     }
 
     /// The packages that a package depends on.
