@@ -10,6 +10,7 @@ use clap::Args;
 use leme_datapath::Lan;
 use nix::mount::{MntFlags, umount2};
 
+use super::claim::Claim;
 use super::{BPFFS, Cluster, Which, kubeconfig, machine, require_root};
 use crate::output::bold;
 
@@ -21,22 +22,27 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     require_root()?;
+    let claim = Claim::hold(&options.which.name)?;
     let Some(cluster) = Cluster::load(&options.which.folder())? else {
-        println!("There is no cluster {}.", bold(&options.which.name));
+        println!("There is no cluster {} in {}.", bold(&options.which.name), options.which.state_dir.display());
         return Ok(());
     };
     let mut failures = Vec::new();
     let mut note = |outcome: Result<()>| failures.extend(outcome.err().map(|error| format!("{error:#}")));
-    for node in &cluster.nodes {
+    // After a reboot the name may have gone to another cluster, and with it the nodes.
+    let own = claim.expect_owner(&cluster.folder).is_ok();
+    for node in cluster.nodes.iter().filter(|_| own) {
         note(machine::stop(&cluster, node).await.with_context(|| format!("node {}", node.name)));
     }
-    if cluster.lan_pins().exists() {
+    if own && cluster.lan_pins().exists() {
         note(Lan::remove(&cluster.lan_pins()).context("the program that joins the nodes"));
     }
+    let census = claim.census()?;
     note(cluster.traces.kubeconfig.as_ref().map_or(Ok(()), |trace| kubeconfig::restore(trace, &cluster.context())));
+    drop(census);
     kubeconfig::forget_discovery(cluster.control_plane().address);
-    let heir = another(&options.which)?;
-    if heir.is_none() {
+    let heir = another(&options.which, &claim)?;
+    if heir.is_none() && own {
         note(remove_bpffs(&cluster));
     }
     if !failures.is_empty() {
@@ -46,6 +52,9 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         );
     }
     remove_files(&cluster, heir)?;
+    if own {
+        claim.release();
+    }
     println!("Cluster {} is removed.", bold(&cluster.name));
     Ok(())
 }
@@ -61,7 +70,10 @@ fn remove_bpffs(cluster: &Cluster) -> Result<()> {
 }
 
 /// Another local cluster of this machine: it needs what this one made outside of its own directory.
-fn another(which: &Which) -> Result<Option<Cluster>> {
+fn another(which: &Which, claim: &Claim) -> Result<Option<Cluster>> {
+    if let Some(other) = claim.others().pop() {
+        return Ok(Some(other));
+    }
     for entry in fs::read_dir(&which.state_dir).into_iter().flatten().flatten() {
         if entry.path() != which.folder()
             && let Some(cluster) = Cluster::load(&entry.path())?
@@ -74,16 +86,13 @@ fn another(which: &Which) -> Result<Option<Cluster>> {
 
 /// The cluster's directory last: it says what there is to remove. What another cluster still needs becomes its own.
 fn remove_files(cluster: &Cluster, heir: Option<Cluster>) -> Result<()> {
+    remove_folder(&cluster.folder)?;
+    // Not empty: somebody else uses it by now.
+    let left: Vec<_> = cluster.traces.folders.iter().rev().filter(|folder| fs::remove_dir(folder).is_err()).collect();
     if let Some(mut heir) = heir {
         heir.traces.mounted_bpffs |= cluster.traces.mounted_bpffs;
-        heir.traces.folders.splice(0..0, cluster.traces.folders.iter().cloned());
+        heir.traces.folders.splice(0..0, left.into_iter().rev().filter(|folder| folder.is_dir()).cloned());
         heir.save()?;
-        return remove_folder(&cluster.folder);
-    }
-    remove_folder(&cluster.folder)?;
-    for folder in cluster.traces.folders.iter().rev() {
-        // Not empty: somebody else uses it by now.
-        let _ = fs::remove_dir(folder);
     }
     Ok(())
 }

@@ -4,12 +4,28 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ipnetwork::Ipv4Network;
 use serde::Deserialize;
 use serde_norway::Value;
 
+use super::valid_name;
+
 const VERSIONS: [&str; 2] = ["kind.x-k8s.io/v1alpha4", "leme.dev/v1alpha1"];
+
+/// Fields of kind's that mean nothing here. What is neither kind's nor ours is a mistake.
+const OTHERS: [&str; 6] = [
+    "containerdConfigPatches",
+    "containerdConfigPatchesJSON6902",
+    "featureGates",
+    "kubeadmConfigPatches",
+    "kubeadmConfigPatchesJSON6902",
+    "runtimeConfig",
+];
+const NODE_OTHERS: [&str; 5] =
+    ["extraMounts", "extraPortMappings", "image", "kubeadmConfigPatches", "kubeadmConfigPatchesJSON6902"];
+const NETWORKING_OTHERS: [&str; 6] =
+    ["apiServerAddress", "apiServerPort", "disableDefaultCNI", "dnsSearch", "ipFamily", "kubeProxyMode"];
 
 /// What a file may ask for. Fields of kind's that mean nothing here are collected and reported, not obeyed.
 #[derive(Debug, Default, Deserialize)]
@@ -47,6 +63,22 @@ pub(crate) struct Networking {
     other: BTreeMap<String, Value>,
 }
 
+impl Networking {
+    fn check(&self) -> Result<()> {
+        if let Some(family) = self.other.get("ipFamily").filter(|family| family.as_str() != Some("ipv4")) {
+            bail!("networking.ipFamily {}: only ipv4 is possible yet", family.as_str().unwrap_or("of no name"));
+        }
+        // Every node takes a /24 of the pods' range; the tenth address of the Services' range is the name server's.
+        let ranges = [("podSubnet", self.pod_subnet, 24), ("serviceSubnet", self.service_subnet, 28)];
+        for (field, range, longest) in ranges.into_iter().filter_map(|(field, range, it)| Some((field, range?, it))) {
+            if range.prefix() > longest || range.ip() != range.network() {
+                bail!("networking.{field} {range}: expected a network of /{longest} or larger, like 10.1.0.0/16");
+            }
+        }
+        Ok(())
+    }
+}
+
 impl File {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -55,9 +87,14 @@ impl File {
 
     fn parse(text: &str) -> Result<Self> {
         let file: Self = serde_norway::from_str(text)?;
+        if let Some(name) = &file.name {
+            valid_name(name).map_err(|error| anyhow!("name {name:?}: {error}"))?;
+        }
         if file.kind != "Cluster" || !VERSIONS.contains(&file.api_version.as_str()) {
             bail!("expected kind Cluster of {}, found {} of {}", VERSIONS.join(" or "), file.kind, file.api_version);
         }
+        file.check_fields()?;
+        file.networking.check()?;
         let servers = file.nodes.iter().filter(|node| node.role.as_deref() == Some("control-plane")).count();
         if servers > 1 {
             bail!("{servers} control-plane nodes: only one is possible yet");
@@ -71,6 +108,20 @@ impl File {
             bail!("unknown role {role}: control-plane and worker exist");
         }
         Ok(file)
+    }
+
+    fn check_fields(&self) -> Result<()> {
+        let unknown = |prefix: &str, fields: &BTreeMap<String, Value>, known: &[&str]| {
+            let field = fields.keys().find(|field| !known.contains(&field.as_str()))?;
+            Some(format!("{prefix}{field}"))
+        };
+        let found = unknown("", &self.other, &OTHERS)
+            .or_else(|| unknown("networking.", &self.networking.other, &NETWORKING_OTHERS))
+            .or_else(|| self.nodes.iter().find_map(|node| unknown("nodes[].", &node.other, &NODE_OTHERS)));
+        match found {
+            Some(field) => bail!("unknown field {field}"),
+            None => Ok(()),
+        }
     }
 
     /// The nodes with the control plane first.
@@ -114,6 +165,27 @@ mod tests {
         .unwrap();
         assert_eq!(file.ignored(), ["featureGates", "networking.apiServerPort", "nodes[].image"]);
         assert_eq!(file.networking.pod_subnet.unwrap().to_string(), "10.1.0.0/16");
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused() {
+        let parse = |rest: &str| {
+            let file = File::parse(&format!("kind: Cluster\napiVersion: leme.dev/v1alpha1\n{rest}\n"));
+            file.map(drop).map_err(|error| error.to_string())
+        };
+        for (rest, word) in [
+            ("nodse: []", "nodse"),
+            ("nodes: [{roll: worker}]", "nodes[].roll"),
+            ("networking: {podsubnet: 10.1.0.0/16}", "networking.podsubnet"),
+            ("networking: {podSubnet: 10.1.0.0}", "podSubnet"),
+            ("networking: {podSubnet: 10.1.2.3/16}", "podSubnet"),
+            ("networking: {serviceSubnet: 10.1.0.0/29}", "serviceSubnet"),
+            ("networking: {ipFamily: dual}", "ipFamily"),
+        ] {
+            let error = parse(rest).unwrap_err();
+            assert!(error.contains(word), "{rest}: {error}");
+        }
+        parse("networking: {ipFamily: ipv4, podSubnet: 10.1.0.0/16}").unwrap();
     }
 
     #[test]

@@ -29,6 +29,11 @@ impl Cluster {
     }
 }
 
+/// A node that is only half there, after a reboot or somebody's hand, is switched off wholly first.
+pub(crate) async fn clear(cluster: &Cluster, node: &Node) -> Result<()> {
+    if cluster.namespaces(node).exist() { Ok(()) } else { stop(cluster, node).await }
+}
+
 /// Files a node needs before it is switched on: identity, containerd's configuration, name servers.
 pub(crate) fn prepare(cluster: &Cluster, node: &Node, authority: &Authority) -> Result<()> {
     let folder = cluster.node_dir(node);

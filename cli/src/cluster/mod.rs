@@ -15,6 +15,7 @@ pub(crate) mod supervisor;
 pub(crate) mod up;
 
 mod cgroup;
+mod claim;
 mod containerd;
 mod file;
 mod machine;
@@ -34,29 +35,84 @@ use clap::Args;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+use claim::Claim;
+
+const NAME: &str = "leme";
+const STATE_DIR: &str = "/var/lib/leme/clusters";
+
 /// Which cluster, and where local clusters are kept.
 #[derive(Args, Clone)]
 pub(crate) struct Which {
     /// The cluster's name
-    #[arg(long, default_value = "leme")]
+    #[arg(long, default_value = NAME, value_parser = valid_name)]
     pub(crate) name: String,
     /// Where local clusters are kept
-    #[arg(long, default_value = "/var/lib/leme/clusters", env = "LEME_STATE_DIR")]
+    #[arg(long, default_value = STATE_DIR, env = "LEME_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
 }
 
 impl Which {
+    /// Absolute: it says whose the nodes are, whatever directory the next `leme` is started in.
     pub(crate) fn folder(&self) -> PathBuf {
-        self.state_dir.join(&self.name)
+        let folder = self.state_dir.join(&self.name);
+        std::path::absolute(&folder).unwrap_or(folder)
+    }
+
+    pub(crate) fn is_default(&self) -> bool {
+        self.name == NAME
+    }
+
+    /// What to add to other commands so that they find this cluster.
+    pub(crate) fn arguments(&self) -> String {
+        let name = (self.name != NAME).then(|| format!(" --name {}", self.name));
+        let named = std::env::var_os("LEME_STATE_DIR").is_some() || self.state_dir == Path::new(STATE_DIR);
+        let folder = (!named).then(|| format!(" --state-dir {}", self.state_dir.display()));
+        name.into_iter().chain(folder).collect()
     }
 
     /// The cluster as it was made, or a sentence that there is none.
     pub(crate) fn load(&self) -> Result<Cluster> {
         match Cluster::load(&self.folder())? {
             Some(cluster) => Ok(cluster),
-            None => bail!("there is no cluster {} in {}; make one with `leme up`", self.name, self.state_dir.display()),
+            None => {
+                let here = self.state_dir.display();
+                let elsewhere = claim::owner(&self.name).map(|folder| claim::state_dir(&folder));
+                let hint = elsewhere
+                    .map_or("make one with `leme up`".to_owned(), |option| format!("perhaps you meant {option}"));
+                bail!("there is no cluster {} in {here}; {hint}", self.name)
+            }
         }
     }
+
+    /// The cluster, if the machine's nodes of that name are its own.
+    pub(crate) fn load_own(&self) -> Result<Cluster> {
+        let cluster = self.load()?;
+        match claim::owner(&self.name).filter(|folder| *folder != cluster.folder) {
+            Some(folder) => bail!("the nodes of that name belong to the cluster in {}", folder.display()),
+            None => Ok(cluster),
+        }
+    }
+
+    /// The same, kept from others who would change it.
+    pub(crate) fn hold(&self) -> Result<(Claim, Cluster)> {
+        let claim = Claim::hold(&self.name)?;
+        let cluster = self.load()?;
+        claim.expect_owner(&cluster.folder)?;
+        Ok((claim, cluster))
+    }
+}
+
+/// Host names of nodes are link names too, of which the kernel allows 15 bytes.
+const LONGEST_NAME: usize = 11;
+
+/// A cluster's name as people may choose it.
+fn valid_name(name: &str) -> Result<String, String> {
+    let fits = !name.is_empty() && name.len() <= LONGEST_NAME;
+    let label = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !fits || !label || name.starts_with('-') || name.ends_with('-') {
+        return Err(format!("a cluster's name is 1 to {LONGEST_NAME} lower-case letters, digits and inner hyphens"));
+    }
+    Ok(name.to_owned())
 }
 
 /// A local cluster as it was made: written before anything else, so that whatever exists can be found and removed.
@@ -157,7 +213,7 @@ impl Cluster {
 
     /// The context's name in kubeconfig files.
     pub(crate) fn context(&self) -> String {
-        if self.name == "leme" { "leme".to_owned() } else { format!("leme-{}", self.name) }
+        if self.name == NAME { NAME.to_owned() } else { format!("leme-{}", self.name) }
     }
 }
 
@@ -186,4 +242,17 @@ pub(crate) fn require_root() -> Result<()> {
         bail!("local clusters need root (network namespaces, eBPF); run this with sudo");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_must_fit_into_a_link_name() {
+        assert!(valid_name("leme").is_ok());
+        for bad in ["", "Leme", "-a", "a-", "twelve-bytes", "a_b", "a/b", ".."] {
+            assert!(valid_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -25,6 +25,11 @@ pub(crate) struct Namespaces {
     pins: PathBuf,
 }
 
+/// Whether something has this name among the machine's network namespaces.
+pub(crate) fn is_pinned(name: &str) -> bool {
+    Path::new(NETNS).join(name).exists()
+}
+
 /// What a node has of its own in its mount namespace.
 pub(crate) struct View<'a> {
     pub(crate) host_name: &'a str,

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-use super::{Which, cgroup, containerd, machine, require_root, status};
+use super::{Which, cgroup, containerd, machine, require_root, status, up};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -60,7 +60,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 /// Becomes the command, inside the node.
 fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
     require_root()?;
-    let cluster = which.load()?;
+    let cluster = which.load_own()?;
     let node = cluster.node(name)?;
     let namespaces = cluster.namespaces(node);
     cgroup::join(&node.cgroup())?;
@@ -78,7 +78,7 @@ fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
 
 async fn stop(which: &Which, name: &str) -> Result<()> {
     require_root()?;
-    let cluster = which.load()?;
+    let (_claim, cluster) = which.hold()?;
     machine::stop(&cluster, cluster.node(name)?).await?;
     println!("Node {name} is off.");
     Ok(())
@@ -86,9 +86,13 @@ async fn stop(which: &Which, name: &str) -> Result<()> {
 
 async fn start(which: &Which, name: &str) -> Result<()> {
     require_root()?;
-    let cluster = which.load()?;
+    let (mut claim, cluster) = which.hold()?;
+    let _census = claim.census()?;
+    up::expect_own_network(&cluster, &claim.others())?;
+    claim.record(&cluster.folder)?;
     let node = cluster.node(name)?;
     let authority = leme_control_plane::pki::Authority::open(&cluster.server_dir().join("pki"), "ca", "kubernetes")?;
+    machine::clear(&cluster, node).await?;
     machine::prepare(&cluster, node, &authority)?;
     machine::start(&cluster, node).await?;
     println!("Node {name} is on.");

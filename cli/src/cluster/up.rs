@@ -12,6 +12,7 @@ use ipnetwork::Ipv4Network;
 use leme_control_plane::pki::{self, Authority, KubeconfigNames, Pki};
 use nix::mount::{MsFlags, mount};
 
+use super::claim::Claim;
 use super::file::File;
 use super::{
     BPFFS, Cluster, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready, require_root,
@@ -40,95 +41,90 @@ pub(crate) struct Options {
     etcd_endpoints: Vec<String>,
 }
 
-/// Host names of nodes are link names too, of which the kernel allows 15 bytes.
-const LONGEST_NAME: usize = 11;
-
 pub(crate) async fn run(options: Options) -> Result<()> {
     require_root()?;
     containerd::check_programs()?;
+    super::cgroup::unified()?;
+    let file = options.config.as_deref().map(File::read).transpose()?;
+    let mut which = options.which.clone();
+    if let Some(name) = file.as_ref().and_then(|file| file.name.clone()).filter(|_| which.is_default()) {
+        which.name = name;
+    }
+    let mut claim = Claim::hold(&which.name)?;
     let steps = Steps::begin();
-    let mut cluster = plan(&options).await?;
+    let mut cluster = plan(&options, &which, file.as_ref(), &mut claim).await?;
     install_binaries(&cluster)?;
     prepare_machine(&mut cluster)?;
     let authority = issue_certificates(&cluster)?;
     for node in &cluster.nodes {
+        machine::clear(&cluster, node).await.with_context(|| format!("cannot clear what is left of {}", node.name))?;
         machine::prepare(&cluster, node, &authority)?;
     }
     steps.done("Certificates and configuration");
     start_nodes(&mut cluster, &steps).await?;
     wait(&cluster, &steps).await?;
+    let census = claim.census()?;
     cluster.traces.kubeconfig = Some(kubeconfig::merge(&cluster)?);
+    drop(census);
     cluster.save()?;
-    explain(&cluster, &steps);
+    explain(&cluster, &which.arguments(), &steps);
     Ok(())
 }
 
-/// The cluster as it is, with what the options add; or a new one. Saved before anything is made.
-async fn plan(options: &Options) -> Result<Cluster> {
-    let file = options.config.as_deref().map(File::read).transpose()?;
-    let mut which = options.which.clone();
-    if let Some(name) = file.as_ref().and_then(|file| file.name.clone()) {
-        which.name = name;
-    }
-    check_name(&which.name)?;
+/// The cluster as it is, with what the options add; or a new one. Saved before anything is made, and before anybody else
+/// chooses a network.
+async fn plan(options: &Options, which: &Which, file: Option<&File>, claim: &mut Claim) -> Result<Cluster> {
+    claim.expect_owner(&which.folder())?;
+    let _census = claim.census()?;
+    let others = claim.others();
     let mut cluster = match Cluster::load(&which.folder())? {
         Some(cluster) => cluster,
-        None => create(&which, file.as_ref()).await?,
+        None => create(which, file, &others).await?,
     };
-    let count = match &file {
-        Some(file) => file.nodes.len().max(1),
-        None => {
-            options.nodes.map_or(cluster.nodes.len().max(if cluster.nodes.is_empty() { 3 } else { 1 }), usize::from)
-        }
-    };
-    add_nodes(&mut cluster, count, file.as_ref())?;
+    expect_own_network(&cluster, &others)?;
+    expect_what_stays(&cluster, options, file)?;
+    let before = cluster.nodes.len();
+    add_nodes(&mut cluster, wanted_nodes(before, options, file), file)?;
+    expect_free_names(&cluster.nodes[before..], claim)?;
+    expect_apart(&cluster)?;
     cluster.mirrors.extend(file.iter().flat_map(|file| file.registry_mirrors.clone()));
     cluster.mirrors.extend(options.registry_mirror.iter().cloned());
-    if !options.etcd_endpoints.is_empty() {
+    if before == 0 {
         cluster.etcd_endpoints.clone_from(&options.etcd_endpoints);
     }
-    for field in file.iter().flat_map(File::ignored) {
+    for field in file.iter().flat_map(|file| file.ignored()) {
         eprintln!("{} {field} means nothing to leme and is ignored", bold("note:"));
     }
+    fs::create_dir_all(&cluster.folder).with_context(|| format!("cannot create {}", cluster.folder.display()))?;
     cluster.save()?;
+    claim.record(&cluster.folder)?;
     Ok(cluster)
 }
 
-fn check_name(name: &str) -> Result<()> {
-    let fits = !name.is_empty() && name.len() <= LONGEST_NAME;
-    let label = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if !fits || !label || name.starts_with('-') || name.ends_with('-') {
-        bail!("{name:?} is no name for a cluster: up to {LONGEST_NAME} lower-case letters, digits and hyphens");
-    }
-    Ok(())
-}
-
-async fn create(which: &Which, file: Option<&File>) -> Result<Cluster> {
+async fn create(which: &Which, file: Option<&File>, others: &[Cluster]) -> Result<Cluster> {
     let networking = file.map(|file| &file.networking);
     let constant = |text: &str| text.parse::<Ipv4Network>().expect("a constant network");
     let mut folders: Vec<_> =
         which.state_dir.ancestors().take_while(|folder| !folder.is_dir()).map(Path::to_path_buf).collect();
     folders.reverse();
-    let cluster = Cluster {
+    Ok(Cluster {
         name: which.name.clone(),
         folder: which.folder(),
-        subnet: free_subnet(&which.state_dir).await?,
+        subnet: free_subnet(&which.state_dir, others).await?,
         pod_subnet: networking.and_then(|it| it.pod_subnet).unwrap_or_else(|| constant("10.244.0.0/16")),
         service_subnet: networking.and_then(|it| it.service_subnet).unwrap_or_else(|| constant("10.96.0.0/16")),
         nodes: Vec::new(),
         mirrors: BTreeMap::new(),
         etcd_endpoints: Vec::new(),
         traces: Traces { folders, ..Traces::default() },
-    };
-    fs::create_dir_all(&cluster.folder).with_context(|| format!("cannot create {}", cluster.folder.display()))?;
-    Ok(cluster)
+    })
 }
 
-/// The first of 10.89.0.0/24, 10.89.1.0/24 … that neither the machine nor another cluster uses.
-async fn free_subnet(state_dir: &Path) -> Result<Ipv4Network> {
+/// The first of 10.89.0.0/24, 10.89.1.0/24 … that neither the machine nor another cluster uses, stopped ones included.
+async fn free_subnet(state_dir: &Path, others: &[Cluster]) -> Result<Ipv4Network> {
     let folders = fs::read_dir(state_dir).into_iter().flatten().flatten();
-    let taken: Vec<_> =
-        folders.filter_map(|entry| Cluster::load(&entry.path()).ok().flatten()).map(|it| it.subnet).collect();
+    let neighbours = folders.filter_map(|entry| Cluster::load(&entry.path()).ok().flatten()).map(|it| it.subnet);
+    let taken: Vec<_> = neighbours.chain(others.iter().map(|it| it.subnet)).collect();
     for third in 0..=255 {
         let subnet = Ipv4Network::new([10, 89, third, 0].into(), 24)?;
         if !taken.contains(&subnet) && nic::is_free(subnet).await? {
@@ -136,6 +132,78 @@ async fn free_subnet(state_dir: &Path) -> Result<Ipv4Network> {
         }
     }
     bail!("all of 10.89.0.0/16 is in use on this machine")
+}
+
+/// A cluster that lay still may find its network in use when it is to come back.
+pub(super) fn expect_own_network(cluster: &Cluster, others: &[Cluster]) -> Result<()> {
+    let Some(other) = others.iter().find(|other| other.subnet == cluster.subnet) else { return Ok(()) };
+    bail!(
+        "cluster {} cannot come back: its network {} is that of cluster {} in {} now; remove one of the two with `leme down`",
+        cluster.name,
+        cluster.subnet,
+        other.name,
+        other.folder.display()
+    )
+}
+
+/// What has a new node's name must be left over from a cluster of that name.
+fn expect_free_names(nodes: &[Node], claim: &Claim) -> Result<()> {
+    match nodes.iter().find(|node| namespace::is_pinned(&node.name)).filter(|_| !claim.is_known()) {
+        Some(node) => bail!(
+            "a network namespace {} is there already and is no local cluster's: choose another --name, or remove it",
+            node.name
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What a cluster was made with and cannot change under its objects.
+fn expect_what_stays(cluster: &Cluster, options: &Options, file: Option<&File>) -> Result<()> {
+    if cluster.nodes.is_empty() {
+        return Ok(());
+    }
+    let networking = file.map(|file| &file.networking);
+    let ranges = [
+        ("pod subnet", cluster.pod_subnet, networking.and_then(|it| it.pod_subnet)),
+        ("service subnet", cluster.service_subnet, networking.and_then(|it| it.service_subnet)),
+    ];
+    let range = ranges.into_iter().find(|(_, has, wanted)| wanted.is_some_and(|wanted| wanted != *has));
+    if let Some((what, has, wanted)) = range {
+        let wanted = wanted.map(|it| it.to_string()).unwrap_or_default();
+        bail!("cluster {} has the {what} {has}, which cannot become {wanted}: make it anew", cluster.name);
+    }
+    if !options.etcd_endpoints.is_empty() && options.etcd_endpoints != cluster.etcd_endpoints {
+        let has = match cluster.etcd_endpoints.as_slice() {
+            [] => "in the embedded store".to_owned(),
+            endpoints => format!("in etcd at {}", endpoints.join(",")),
+        };
+        bail!("cluster {} keeps its state {has}, which cannot move: make it anew", cluster.name);
+    }
+    Ok(())
+}
+
+/// Three ranges of addresses that must not meet: nodes', pods', Services'.
+fn expect_apart(cluster: &Cluster) -> Result<()> {
+    let ranges = [("nodes", cluster.subnet), ("pods", cluster.pod_subnet), ("Services", cluster.service_subnet)];
+    for (index, (one, range)) in ranges.iter().enumerate() {
+        if let Some((other, met)) = ranges[index + 1..].iter().find(|(_, it)| it.overlaps(*range)) {
+            bail!("the range of the {one}, {range}, and that of the {other}, {met}, overlap");
+        }
+    }
+    let share = 1_u64 << (24 - cluster.pod_subnet.prefix().min(24));
+    if cluster.nodes.len() as u64 > share {
+        bail!("the pods' range {} has room for {share} nodes of a /24 each", cluster.pod_subnet);
+    }
+    Ok(())
+}
+
+fn wanted_nodes(existing: usize, options: &Options, file: Option<&File>) -> usize {
+    match (file, options.nodes) {
+        (Some(file), _) => file.nodes.len().max(1),
+        (None, Some(nodes)) => nodes.into(),
+        (None, None) if existing == 0 => 3,
+        (None, None) => existing,
+    }
 }
 
 fn add_nodes(cluster: &mut Cluster, count: usize, file: Option<&File>) -> Result<()> {
@@ -179,9 +247,8 @@ fn install_binaries(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What the machine itself must have: a BPF file system and a cgroup v2 hierarchy.
+/// What the machine itself must have: a BPF file system.
 fn prepare_machine(cluster: &mut Cluster) -> Result<()> {
-    super::cgroup::unified()?;
     if !namespace::is_mount(Path::new(BPFFS)) {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("cannot mount the BPF file system")?;
@@ -235,7 +302,7 @@ async fn wait(cluster: &Cluster, steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-fn explain(cluster: &Cluster, steps: &Steps) {
+fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
     steps.bar.finish_and_clear();
     let seconds = steps.began.elapsed().as_secs_f32();
     println!(
@@ -243,9 +310,8 @@ fn explain(cluster: &Cluster, steps: &Steps) {
         bold(&cluster.name),
         bold(&cluster.context())
     );
-    let name = if cluster.name == "leme" { String::new() } else { format!(" --name {}", cluster.name) };
     println!(
-        "  kubectl get nodes -o wide\n  leme status{name}\n  leme node exec{name} {} -- bash\n  leme down{name}",
+        "  kubectl get nodes -o wide\n  leme status{which}\n  leme node exec{which} {} -- bash\n  leme down{which}",
         cluster.nodes[0].name
     );
 }
@@ -285,14 +351,6 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_must_fit_into_a_link_name() {
-        assert!(check_name("leme").is_ok());
-        for bad in ["", "Leme", "-a", "a-", "twelve-bytes", "a_b", "a/b"] {
-            assert!(check_name(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_mirror_is_a_host_and_a_url() {

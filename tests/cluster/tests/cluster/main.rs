@@ -49,6 +49,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::a_node_is_described_whole,
         nodes::conditions_are_there_for_scripts,
         nodes::up_of_a_running_cluster_changes_nothing,
+        nodes::a_name_is_taken_once_on_the_machine,
         pods::at_first_there_are_no_pods,
         pods::a_pod_is_created_and_runs,
         pods::a_pod_is_described_whole,

@@ -1,10 +1,11 @@
 //! What a person sees first: the cluster comes up, its nodes are there and say how they are.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use leme_tests_cluster::Cluster;
-use leme_tests_cluster::cluster::expect_all;
+use leme_tests_cluster::cluster::{binary, expect_all};
+use leme_tests_cluster::{Cluster, command};
 
 pub(crate) fn up_ends_with_how_to_use_the_cluster(cluster: &Cluster) -> Result<()> {
     let down = format!("leme down --name {}", cluster.name);
@@ -102,4 +103,16 @@ pub(crate) fn up_of_a_running_cluster_changes_nothing(cluster: &Cluster) -> Resu
     cluster.run_up()?;
     ensure!(processes()? == before, "processes were replaced");
     Ok(())
+}
+
+pub(crate) fn a_name_is_taken_once_on_the_machine(cluster: &Cluster) -> Result<()> {
+    let elsewhere = cluster.path("elsewhere");
+    let mut up = Command::new(binary());
+    up.args(["up", "--name", &cluster.name, "--state-dir"]).arg(&elsewhere);
+    up.env("PATH", cluster.path("bin")).env("HOME", cluster.path("home")).env("KUBECONFIG", cluster.kubeconfig());
+    let outcome = command::run(&mut up, Duration::from_secs(60))?;
+    ensure!(!outcome.success, "a second cluster of this name was made:\n{}", outcome.stdout);
+    expect_all(&outcome.stderr, &["is taken", &cluster.path("clusters").to_string_lossy()])?;
+    ensure!(!elsewhere.exists(), "the refused cluster left {}", elsewhere.display());
+    three_nodes_are_ready(cluster)
 }
