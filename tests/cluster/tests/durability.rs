@@ -1,4 +1,5 @@
 //! An acknowledged write is on disk: strace delays or refuses the server's syncs, and the answers follow the disk.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{
     io::{BufRead, BufReader},

@@ -1,5 +1,6 @@
 //! Each long-lived part ends when it is told to, whatever it waits for just then: here in a network of its own, in which
 //! nobody answers.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{
     fs,
