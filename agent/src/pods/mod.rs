@@ -16,6 +16,7 @@ mod http;
 pub mod images;
 pub mod labels;
 pub mod listening;
+mod log_files;
 pub mod observed;
 pub mod plan;
 mod probes;
@@ -128,6 +129,8 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::
     let socket = context.config.container_runtime_endpoint.clone();
     let events = shutdown.clone();
     tokio::spawn(async move { lifecycle::watch(&socket, send, events).await });
+    let logs = context.config.pod_log_dir.clone();
+    tokio::spawn(log_files::keep_small(context.cri.clone(), logs, shutdown.clone()));
     let selector = format!("spec.nodeName={}", context.config.node_name);
     let pods = Api::<core::Pod>::all(context.client.clone());
     let stream = watcher(pods, watcher::Config::default().fields(&selector)).default_backoff();

@@ -1,6 +1,7 @@
 //! What an actor has decided, done: each action is one task that ends in an `Outcome` the actor remembers.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::actor::Actor;
 use super::observed::Observed;
 use super::plan::{Action, Waiting, Work, containers};
 use super::sandbox::{self, is_host_network, namespace, uid};
-use super::{Context, cgroups, container, hooks};
+use super::{Context, cgroups, container, hooks, log_files};
 use crate::events::Kind;
 use crate::volumes;
 
@@ -219,10 +220,18 @@ async fn stop(request: &Request, name: &str, id: &str, grace: Duration) -> Outco
     }
 }
 
+/// The runtime leaves a container's log behind.
 async fn remove_container(request: &Request, id: &str) -> Outcome {
-    match request.context.cri.remove_container(id).await {
+    let cri = &request.context.cri;
+    let log = cri.container_status(id).await.map(|status| status.log_path).unwrap_or_default();
+    match cri.remove_container(id).await {
         Err(error) if !error.is_absent() => Outcome::Failed { retry_after: RETRY },
-        _ => Outcome::ContainerEnded,
+        _ => {
+            if !log.is_empty() {
+                log_files::remove(Path::new(&log));
+            }
+            Outcome::ContainerEnded
+        }
     }
 }
 
