@@ -8,8 +8,8 @@ use crate::events::seconds;
 use crate::runtime::Cri;
 
 /// The kubelet's default eviction thresholds.
-const MIN_MEMORY: i64 = 100 << 20;
-const MIN_FREE: f64 = 0.10;
+pub(super) const MIN_MEMORY: i64 = 100 << 20;
+pub(super) const MIN_FREE: f64 = 0.10;
 
 /// What the conditions follow from.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use super::conditions::{MIN_FREE, MIN_MEMORY};
+
 /// Sizes in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
@@ -42,6 +44,18 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// What is left for pods above the threshold at which the node is under pressure: upstream's hard eviction limits.
+    pub fn allocatable_memory(&self) -> i64 {
+        (self.memory - MIN_MEMORY).max(0)
+    }
+
+    /// The same of the file system. The share is a 32-bit fraction at upstream, and shows in the last digits.
+    pub fn allocatable_storage(&self) -> i64 {
+        self.storage - (self.storage as f64 * f64::from(MIN_FREE as f32)) as i64
+    }
+}
+
 /// The first of the files that has anything to say.
 fn first(paths: &[&str]) -> String {
     let texts = paths.iter().filter_map(|path| fs::read_to_string(path).ok());
@@ -78,4 +92,16 @@ fn os_image() -> String {
     let text = first(&["/etc/os-release", "/usr/lib/os-release"]);
     let line = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     line.map(|name| name.trim_matches('"').to_owned()).unwrap_or_else(|| "Linux".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_for_itself_what_its_pressure_begins_at() {
+        let machine = Machine { memory: 8_152_152 << 10, storage: 61_255_492 << 10, ..Machine::default() };
+        assert_eq!(machine.allocatable_memory(), (8_152_152 - 102_400) << 10);
+        assert_eq!(machine.allocatable_storage(), 56_453_061_334);
+    }
 }

@@ -172,11 +172,11 @@ impl Report {
         let troubles = self.network.borrow().clone();
         let vitals = measure(&self.cri, &self.config.root_dir, troubles).await;
         let old = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        let resources = self.resources();
+        let capacity = self.capacity();
         NodeStatus {
             addresses: Some(self.addresses()),
-            capacity: Some(resources.clone()),
-            allocatable: Some(resources),
+            allocatable: Some(self.allocatable(&capacity)),
+            capacity: Some(capacity),
             conditions: Some(conditions(&vitals, old, Timestamp::now())),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.config.kubelet_address.port().into() }),
@@ -192,7 +192,14 @@ impl Report {
         vec![address("InternalIP", self.config.node_ip.to_string()), address("Hostname", self.config.node_name.clone())]
     }
 
-    fn resources(&self) -> BTreeMap<String, Quantity> {
+    fn allocatable(&self, capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+        let mut left = capacity.clone();
+        left.insert("memory".into(), Quantity(format!("{}Ki", self.machine.allocatable_memory() / 1024)));
+        left.insert("ephemeral-storage".into(), Quantity(self.machine.allocatable_storage().to_string()));
+        left
+    }
+
+    fn capacity(&self) -> BTreeMap<String, Quantity> {
         let Machine { cpus, memory, storage, hugepages, .. } = &self.machine;
         let kib = |bytes: &i64| Quantity(format!("{}Ki", bytes / 1024));
         let mut all = BTreeMap::from([

@@ -236,7 +236,7 @@ impl Pods {
         let machine = &self.context.machine;
         let capacity = admission::Capacity {
             milli_cpu: machine.cpus * 1000,
-            memory: machine.memory,
+            memory: machine.allocatable_memory(),
             pods: self.context.config.max_pods.into(),
         };
         let labels = self.context.node_labels.borrow();

@@ -107,6 +107,10 @@ impl Controller {
             self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
             return Ok(Next::Wait);
         };
+        if self.is_new(&key.name) {
+            let message = format!("Node {0} event: Registered Node {0} in Controller", key.name);
+            self.recorder.record(node.as_ref(), Kind::Normal, "RegisteredNode", message);
+        }
         if self.is_silent(&node) && condition(&node, "Ready").is_none_or(|ready| ready.status != "Unknown") {
             self.mark_unknown(&node).await?;
             // The changed node brings us back with the taints that follow.
@@ -117,6 +121,10 @@ impl Controller {
             self.unready_pods(&node).await?;
         }
         self.evict(&node).await
+    }
+
+    fn is_new(&self, name: &str) -> bool {
+        !self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
     fn is_silent(&self, node: &Node) -> bool {

@@ -47,6 +47,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::kubectl_knows_the_server_and_where_things_are,
         nodes::three_nodes_are_ready,
         nodes::a_node_is_described_whole,
+        nodes::a_node_keeps_a_part_for_itself,
         nodes::conditions_are_there_for_scripts,
         nodes::up_of_a_running_cluster_changes_nothing,
         nodes::a_name_is_taken_once_on_the_machine,

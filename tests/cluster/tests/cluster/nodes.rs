@@ -77,8 +77,22 @@ pub(crate) fn a_node_is_described_whole(cluster: &Cluster) -> Result<()> {
             "Non-terminated Pods:",
             "Allocated resources:",
             "Events:",
+            "RegisteredNode",
+            "NodeReady",
         ];
         expect_all(&text, &parts)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_node_keeps_a_part_for_itself(cluster: &Cluster) -> Result<()> {
+    for node in cluster.get(&["nodes"])?["items"].as_array().into_iter().flatten() {
+        let status = &node["status"];
+        for resource in ["memory", "ephemeral-storage"] {
+            let (all, rest) = (&status["capacity"][resource], &status["allocatable"][resource]);
+            ensure!(rest.is_string() && all != rest, "{resource}: {all} of {rest} are for pods");
+        }
+        ensure!(status["capacity"]["cpu"] == status["allocatable"]["cpu"], "{status}");
     }
     Ok(())
 }
