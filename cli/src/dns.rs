@@ -9,6 +9,8 @@ use leme_dns::Config;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
+#[command(after_help = "Example:
+  leme dns --listen 10.0.0.5:53 --kubeconfig /etc/kubernetes/kubelet.conf")]
 pub(crate) struct Options {
     /// Addresses to answer on, UDP and TCP
     #[arg(long, required = true, value_delimiter = ',', value_name = "ADDRESS:PORT")]

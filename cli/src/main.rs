@@ -55,6 +55,10 @@ enum Command {
     /// Show the tables of a node's datapath as the kernel holds them
     Bpf(bpf::Options),
     /// Print a completion script
+    #[command(after_help = "Examples:
+  leme completion bash > /etc/bash_completion.d/leme
+  leme completion zsh > /usr/local/share/zsh/site-functions/_leme
+  leme completion fish > ~/.config/fish/completions/leme.fish")]
     Completion { shell: clap_complete::Shell },
     /// Print the version
     Version,

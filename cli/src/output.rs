@@ -52,6 +52,8 @@ pub(crate) fn bold(text: &str) -> String {
 }
 
 fn coloured(text: &str, code: &str) -> String {
-    let plain = !std::io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some();
+    // Either may be where it goes.
+    let terminal = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+    let plain = !terminal || std::env::var_os("NO_COLOR").is_some();
     if plain { text.to_owned() } else { format!("\x1b[{code}m{text}\x1b[0m") }
 }

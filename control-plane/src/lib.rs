@@ -58,15 +58,20 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// All three files, or none.
+    /// The authority, and a certificate with its key where etcd asks for one.
     fn tls(&self) -> Result<Option<leme_store::etcd::Tls>> {
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-        match (&self.ca_file, &self.cert_file, &self.key_file) {
-            (Some(ca), Some(certificate), Some(key)) => {
-                Ok(Some(leme_store::etcd::Tls { ca: read(ca)?, certificate: read(certificate)?, key: read(key)? }))
-            }
-            (None, None, None) => Ok(None),
-            _ => anyhow::bail!("etcd over TLS takes three files: the authority, the certificate and its key"),
+        let identity = match (&self.cert_file, &self.key_file) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (None, None) => None,
+            _ => anyhow::bail!("--etcd-certfile and --etcd-keyfile are of use only together"),
+        };
+        let encrypted = self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        match &self.ca_file {
+            Some(ca) => Ok(Some(leme_store::etcd::Tls { ca: read(ca)?, identity })),
+            None if encrypted => anyhow::bail!("who may etcd be? Name the authority of its certificate: --etcd-cafile"),
+            None if identity.is_some() => anyhow::bail!("a client certificate for etcd needs --etcd-cafile, too"),
+            None => Ok(None),
         }
     }
 }

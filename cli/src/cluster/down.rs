@@ -15,6 +15,9 @@ use super::{BPFFS, Cluster, Which, kubeconfig, machine, require_root};
 use crate::output::bold;
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  leme down                     the cluster named leme
+  leme down --name other")]
 pub(crate) struct Options {
     #[command(flatten)]
     which: Which,

@@ -12,6 +12,8 @@ use tokio::process::Command;
 use super::{Cluster, Node, Which, containerd, require_root};
 
 #[derive(Args)]
+#[command(after_help = "Example:
+  leme image load app.tar")]
 pub(crate) struct Options {
     #[command(subcommand)]
     verb: Verb,
@@ -43,6 +45,9 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         [] => cluster.nodes.iter().collect(),
         names => names.iter().map(|name| cluster.node(name)).collect::<Result<Vec<_>>>()?,
     };
+    if let Some(node) = chosen.iter().find(|node| cluster.supervisor(node).is_none()) {
+        bail!("node {} is stopped; start it with `leme node start{} {}`", node.name, which.arguments(), node.name);
+    }
     try_join_all(chosen.iter().map(|node| load(&cluster, node, &archive))).await?;
     println!(
         "{} is on {}.",

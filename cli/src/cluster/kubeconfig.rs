@@ -15,6 +15,9 @@ use serde_norway::{Mapping, Value};
 use super::{Cluster, Which};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  leme kubeconfig > leme.kubeconfig && kubectl --kubeconfig leme.kubeconfig get nodes
+  leme kubeconfig --name other")]
 pub(crate) struct Options {
     #[command(flatten)]
     which: Which,

@@ -73,8 +73,10 @@ pub(crate) async fn start(cluster: &Cluster, node: &Node) -> Result<Vec<PathBuf>
         made = namespaces.create(&View { host_name: &node.name, run: &run, cni: &cni, volumes: &volumes })?;
     }
     nic::ensure(cluster, node, &namespaces).await?;
-    if cluster.supervisor(node).is_none() {
-        supervise(cluster, node)?;
+    match cluster.supervisor(node) {
+        // It may not know of mirrors that were added since.
+        Some(pid) => process::signal(pid, Signal::SIGHUP),
+        None => supervise(cluster, node)?,
     }
     Ok(made)
 }

@@ -28,23 +28,44 @@ fn loopback_address(url: &str) -> Option<SocketAddr> {
     address.is_loopback().then_some(SocketAddr::new(address, port?))
 }
 
-/// Forwards each address from the node (`net`) to the machine.
-pub(crate) fn forward(addresses: BTreeSet<SocketAddr>, net: &File, machine: &File) -> Result<()> {
-    for address in addresses {
-        let (net, machine) = (net.try_clone()?, machine.try_clone()?);
+/// The addresses that are forwarded from a node's network to the machine's.
+pub(crate) struct Forwards {
+    node: File,
+    machine: File,
+    known: BTreeSet<SocketAddr>,
+}
+
+impl Forwards {
+    pub(crate) fn new(node: File, machine: File) -> Self {
+        Self { node, machine, known: BTreeSet::new() }
+    }
+
+    /// Forwards these, too.
+    pub(crate) fn add(&mut self, addresses: BTreeSet<SocketAddr>) -> Result<()> {
+        for address in addresses {
+            if !self.known.contains(&address) {
+                self.forward(address)?;
+                self.known.insert(address);
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(&self, address: SocketAddr) -> Result<()> {
+        let (node, machine) = (self.node.try_clone()?, self.machine.try_clone()?);
         let (ready, bound) = mpsc::channel();
         thread::Builder::new().name(format!("forward {}", address.port())).spawn(move || {
-            let listener = listen(address, &net, &machine);
+            let listener = listen(address, &node, &machine);
             let started = ready.send(listener.as_ref().map(drop).map_err(|error| format!("{error:#}")));
             if let (Ok(listener), Ok(())) = (listener, started) {
                 accept(&listener, address);
             }
         })?;
-        if let Err(error) = bound.recv()? {
-            bail!("cannot offer {address} in the node: {error}");
+        match bound.recv()? {
+            Ok(()) => Ok(()),
+            Err(error) => bail!("cannot offer {address} in the node: {error}"),
         }
     }
-    Ok(())
 }
 
 /// A listener that is in the node, on a thread that then is on the machine.

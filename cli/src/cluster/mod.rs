@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipnetwork::Ipv4Network;
+use leme_control_plane::pki::write_private;
 use serde::{Deserialize, Serialize};
 
 use claim::Claim;
@@ -130,8 +131,18 @@ pub(crate) struct Cluster {
     pub(crate) mirrors: BTreeMap<String, String>,
     /// Empty: the embedded store.
     pub(crate) etcd_endpoints: Vec<String>,
+    #[serde(default)]
+    pub(crate) etcd_files: EtcdFiles,
     /// What this cluster made on the machine outside of its own directory.
     pub(crate) traces: Traces,
+}
+
+/// What speaks TLS with etcd; absolute paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EtcdFiles {
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
 }
 
 /// Things on the machine that were not there before and are removed with the cluster.
@@ -167,7 +178,8 @@ impl Cluster {
     }
 
     pub(crate) fn save(&self) -> Result<()> {
-        write_whole(&self.folder.join("cluster.json"), &serde_json::to_string_pretty(self)?)
+        // It remembers the person's kubeconfig, keys and all.
+        write_private(&self.folder.join("cluster.json"), &serde_json::to_string_pretty(self)?)
     }
 
     /// The machine's address in the nodes' network.

@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use leme_datapath::Lan;
-use rtnetlink::packet_route::address::AddressScope;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteScope};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
 use super::namespace::Namespaces;
@@ -22,7 +22,7 @@ struct End {
     mac: [u8; 6],
 }
 
-/// Makes the NIC if it is not there, and joins it to the cluster's network.
+/// Makes the NIC if it is not there, switches it on, and joins it to the cluster's network.
 pub(crate) async fn ensure(cluster: &Cluster, node: &Node, namespaces: &Namespaces) -> Result<()> {
     let handle = connect()?;
     if find(&handle, &node.name).await?.is_none() {
@@ -31,6 +31,7 @@ pub(crate) async fn ensure(cluster: &Cluster, node: &Node, namespaces: &Namespac
             .with_context(|| format!("cannot make the NIC of {}", node.name))?;
     }
     let host_end = end(&find(&handle, &node.name).await?.context("the NIC just made is gone")?)?;
+    switch_on(&handle, &host_end, cluster, node).await.with_context(|| format!("cannot switch on {}", node.name))?;
     let node_end = namespaces
         .within(|| in_runtime(async { end(&find(&connect()?, NODE_END).await?.context("no eth0 in the node")?) }))?;
     let mut lan = Lan::open(&cluster.lan_pins()).context("cannot load the program that joins the nodes")?;
@@ -75,17 +76,23 @@ async fn create(handle: &Handle, cluster: &Cluster, node: &Node, namespaces: &Na
     let net = namespaces.open_net()?;
     handle.link().set(LinkUnspec::new_with_index(peer.index).setns_by_fd(net.as_raw_fd()).build()).execute().await?;
     namespaces.within(|| in_runtime(configure_node_end(temporary, node.address, cluster.gateway())))?;
-
-    let host = end(&find(handle, &node.name).await?.context("no host end")?)?;
-    handle.link().set(LinkUnspec::new_with_index(host.index).up().build()).execute().await?;
-    handle.address().add(host.index, cluster.gateway().into(), 32).execute().await?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(node.address, 32)
-        .output_interface(host.index)
-        .scope(RouteScope::Link)
-        .pref_source(cluster.gateway());
-    handle.route().add(route.build()).replace().execute().await?;
     Ok(())
+}
+
+/// The machine's address on the host end has the node as its peer: so the kernel itself keeps the route to the node, and
+/// puts it back when the link comes back after it was down.
+async fn switch_on(handle: &Handle, host: &End, cluster: &Cluster, node: &Node) -> Result<()> {
+    handle.link().set(LinkUnspec::new_with_index(host.index).up().build()).execute().await?;
+    let mut request = handle.address().add(host.index, node.address.into(), 32);
+    for attribute in &mut request.message_mut().attributes {
+        if let AddressAttribute::Local(local) = attribute {
+            *local = cluster.gateway().into();
+        }
+    }
+    match request.execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        outcome => Ok(outcome?),
+    }
 }
 
 async fn configure_node_end(name: String, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {

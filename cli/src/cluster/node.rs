@@ -3,12 +3,16 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 use super::{Which, cgroup, containerd, machine, require_root, status, up};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  leme node list
+  leme node exec leme-2 -- bash
+  leme node stop leme-3 && sleep 60 && leme node start leme-3")]
 pub(crate) struct Options {
     #[command(subcommand)]
     verb: Verb,
@@ -28,12 +32,16 @@ enum Verb {
         command: Vec<String>,
     },
     /// Switch a node off, like pulling its plug
+    #[command(after_help = "Example:
+  leme node stop leme-3")]
     Stop {
         #[command(flatten)]
         which: Which,
         node: String,
     },
     /// Switch a node on again
+    #[command(after_help = "Example:
+  leme node start leme-3")]
     Start {
         #[command(flatten)]
         which: Which,
@@ -63,6 +71,9 @@ fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
     let cluster = which.load_own()?;
     let node = cluster.node(name)?;
     let namespaces = cluster.namespaces(node);
+    if !namespaces.exist() {
+        bail!("node {name} is stopped; start it with `leme node start{} {name}`", which.arguments());
+    }
     cgroup::join(&node.cgroup())?;
     namespaces.enter_net()?;
     namespaces.enter_mounts()?;

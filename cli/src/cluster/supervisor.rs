@@ -4,7 +4,9 @@
 //! Started by `up` and `node start`; killed with its node. Without it a node's processes go on, and a new one adopts
 //! them.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +20,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{Cluster, Node, cgroup, containerd, mirror, process};
+use super::mirror::{self, Forwards};
+use super::{Cluster, Node, cgroup, containerd, process};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -50,24 +53,38 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let node = cluster.node(&options.node)?;
     let signals = block_signals()?;
     nix::sys::prctl::set_child_subreaper(true)?;
-    enter(&cluster, node)?;
+    let mut forwards = enter(&cluster, node)?;
     let mut components = components(&cluster, node);
     fs::write(cluster.supervisor_pid_file(node), std::process::id().to_string())?;
-    watch(&mut components, &listen(signals)?)?;
+    watch(&mut components, &listen(signals)?, || {
+        // Somebody has added mirrors.
+        let added = Cluster::load(&options.folder).and_then(|cluster| match cluster {
+            Some(cluster) => forwards.add(loopback_addresses(&cluster)),
+            None => Ok(()),
+        });
+        if let Err(error) = added {
+            eprintln!("mirrors: {error:#}");
+        }
+    })?;
     end(&node.cgroup())
 }
 
 /// Into the node's cgroup and namespaces, leaving behind threads that forward to the machine's loopback.
-fn enter(cluster: &Cluster, node: &Node) -> Result<()> {
+fn enter(cluster: &Cluster, node: &Node) -> Result<Forwards> {
     cgroup::join(&node.cgroup())?;
     let namespaces = cluster.namespaces(node);
     // The pins are not visible from within.
     let net = cluster.namespaces(node).open_net()?;
-    let forwarded = mirror::loopback_addresses(cluster.mirrors.values().chain(&cluster.etcd_endpoints));
     let machine = fs::File::open("/proc/self/ns/net")?;
     namespaces.enter_mounts()?;
-    mirror::forward(forwarded, &net, &machine)?;
-    nix::sched::setns(net.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter the node's network")
+    nix::sched::setns(net.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter the node's network")?;
+    let mut forwards = Forwards::new(net, machine);
+    forwards.add(loopback_addresses(cluster))?;
+    Ok(forwards)
+}
+
+fn loopback_addresses(cluster: &Cluster) -> BTreeSet<SocketAddr> {
+    mirror::loopback_addresses(cluster.mirrors.values().chain(&cluster.etcd_endpoints))
 }
 
 /// Blocks the signals that matter in this and every later thread.
@@ -75,6 +92,7 @@ fn block_signals() -> Result<SigSet> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
     signals.thread_block()?;
     Ok(signals)
 }
@@ -124,6 +142,11 @@ fn server_command(cluster: &Cluster, node: &Node) -> Vec<String> {
     ]));
     if !cluster.etcd_endpoints.is_empty() {
         command.extend(flags(&[("--etcd-endpoints", cluster.etcd_endpoints.join(","))]));
+        let etcd = &cluster.etcd_files;
+        let files =
+            [("--etcd-cafile", &etcd.ca), ("--etcd-certfile", &etcd.certificate), ("--etcd-keyfile", &etcd.key)];
+        let given = files.into_iter().filter_map(|(flag, file)| Some((flag, text(file.as_deref()?))));
+        command.extend(given.flat_map(|pair| flags(&[pair])));
     }
     command
 }
@@ -168,8 +191,8 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Starts, reaps and restarts until told to end.
-fn watch(components: &mut [Component], signals: &Receiver<Signal>) -> Result<()> {
+/// Starts, reaps and restarts until told to end; a hangup is passed on.
+fn watch(components: &mut [Component], signals: &Receiver<Signal>, mut hung_up: impl FnMut()) -> Result<()> {
     loop {
         for component in components.iter_mut().filter(|component| component.is_due()) {
             component.start();
@@ -177,6 +200,7 @@ fn watch(components: &mut [Component], signals: &Receiver<Signal>) -> Result<()>
         let timeout = components.iter().map(Component::until_due).min().unwrap_or(LONGEST_PAUSE);
         match signals.recv_timeout(timeout) {
             Ok(Signal::SIGTERM) => return Ok(()),
+            Ok(Signal::SIGHUP) => hung_up(),
             Ok(_) | Err(RecvTimeoutError::Timeout) => reap(components),
             Err(RecvTimeoutError::Disconnected) => bail!("the thread that waits for signals is gone"),
         }

@@ -15,7 +15,8 @@ use nix::mount::{MsFlags, mount};
 use super::claim::Claim;
 use super::file::File;
 use super::{
-    BPFFS, Cluster, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready, require_root,
+    BPFFS, Cluster, EtcdFiles, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready,
+    require_root,
 };
 use crate::output::{bold, green};
 
@@ -23,7 +24,9 @@ use crate::output::{bold, green};
 #[command(after_help = "Examples:
   leme up --nodes 3
   leme up --config kind.yaml
-  leme up --registry-mirror docker.io=http://127.0.0.1:5000")]
+  leme up --nodes 5                     two more nodes for a cluster of three
+  leme up --registry-mirror docker.io=http://127.0.0.1:5000
+  leme up --etcd-endpoints https://127.0.0.1:2379 --etcd-cafile ca.crt")]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -39,6 +42,25 @@ pub(crate) struct Options {
     /// Keep the state in this etcd instead of the embedded store
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     etcd_endpoints: Vec<String>,
+    /// Authority of etcd's certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_endpoints", value_parser = existing_file)]
+    etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_endpoints", "etcd_keyfile"], value_parser = existing_file)]
+    etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile", value_parser = existing_file)]
+    etcd_keyfile: Option<PathBuf>,
+}
+
+impl Options {
+    fn etcd_files(&self) -> EtcdFiles {
+        EtcdFiles {
+            ca: self.etcd_cafile.clone(),
+            certificate: self.etcd_certfile.clone(),
+            key: self.etcd_keyfile.clone(),
+        }
+    }
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -91,6 +113,7 @@ async fn plan(options: &Options, which: &Which, file: Option<&File>, claim: &mut
     cluster.mirrors.extend(options.registry_mirror.iter().cloned());
     if before == 0 {
         cluster.etcd_endpoints.clone_from(&options.etcd_endpoints);
+        cluster.etcd_files = options.etcd_files();
     }
     for field in file.iter().flat_map(|file| file.ignored()) {
         eprintln!("{} {field} means nothing to leme and is ignored", bold("note:"));
@@ -116,6 +139,7 @@ async fn create(which: &Which, file: Option<&File>, others: &[Cluster]) -> Resul
         nodes: Vec::new(),
         mirrors: BTreeMap::new(),
         etcd_endpoints: Vec::new(),
+        etcd_files: EtcdFiles::default(),
         traces: Traces { folders, ..Traces::default() },
     })
 }
@@ -316,8 +340,16 @@ fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
     );
 }
 
+/// Absolute: the server is started in another directory.
+fn existing_file(text: &str) -> Result<PathBuf, String> {
+    std::fs::canonicalize(text).map_err(|error| error.to_string())
+}
+
 fn mirror(text: &str) -> Result<(String, String), String> {
-    let parts = text.split_once('=').filter(|(host, url)| !host.is_empty() && url.contains("://"));
+    let is_host = |host: &str| !host.is_empty() && !host.contains('/');
+    let is_url =
+        |url: &str| ["http://", "https://"].iter().any(|it| url.strip_prefix(it).is_some_and(|rest| !rest.is_empty()));
+    let parts = text.split_once('=').filter(|(host, url)| is_host(host) && is_url(url));
     parts
         .map(|(host, url)| (host.to_owned(), url.to_owned()))
         .ok_or_else(|| "expected HOST=URL, like docker.io=http://127.0.0.1:5000".to_owned())
@@ -356,6 +388,10 @@ mod tests {
     fn a_mirror_is_a_host_and_a_url() {
         assert!(mirror("docker.io=http://127.0.0.1:5000").is_ok());
         assert!(mirror("docker.io").is_err());
-        assert!(mirror("=http://x").is_err());
+        for bad in
+            ["=http://x", "docker.io=127.0.0.1:5000", "docker.io=ftp://x", "docker.io/library=http://x", "a=http://"]
+        {
+            assert!(mirror(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -41,8 +41,8 @@ const LEASE_SPAN: u32 = 60;
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub ca: Vec<u8>,
-    pub certificate: Vec<u8>,
-    pub key: Vec<u8>,
+    /// A certificate and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 pub struct Etcd {
@@ -65,9 +65,11 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let Some(tls) = tls {
-            let identity = Identity::from_pem(tls.certificate, tls.key);
-            let ca = Certificate::from_pem(tls.ca);
-            options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca));
+            if let Some((certificate, key)) = tls.identity {
+                with = with.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(with);
         }
         let client = Client::connect(endpoints, Some(options)).await;
         let client = client.map_err(|error| unavailable("connect to etcd", &endpoints.join(","), &error))?;
