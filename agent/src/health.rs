@@ -1,17 +1,26 @@
-//! `/healthz` on loopback, where init systems and `leme` itself look whether the agent lives.
+//! `/healthz` on loopback, where init systems look whether the agent lives, and `/findings`, where `leme status` learns
+//! what is wrong with the node's network.
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub async fn serve(address: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
+use crate::network::NetworkHandle;
+
+/// Until `shutdown`. Without a network of ours there are no findings.
+pub async fn serve(
+    address: SocketAddr,
+    network: Option<NetworkHandle>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address} for /healthz"))?;
     loop {
         let stream = tokio::select! {
@@ -21,20 +30,31 @@ pub async fn serve(address: SocketAddr, shutdown: CancellationToken) -> anyhow::
                 Err(_) => continue,
             },
         };
+        let network = network.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| async move { Ok::<_, std::convert::Infallible>(answer(&request)) });
+            let service = service_fn(|request| {
+                let network = network.clone();
+                async move { Ok::<_, std::convert::Infallible>(answer(&request, network.as_ref()).await) }
+            });
             // A client that goes away in the middle is its own matter.
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-fn answer(request: &Request<Incoming>) -> Response<http_body_util::Full<Bytes>> {
-    let (status, text) = match request.uri().path() {
-        "/healthz" | "/livez" | "/readyz" => (StatusCode::OK, "ok"),
-        _ => (StatusCode::NOT_FOUND, "404 page not found\n"),
+async fn answer(request: &Request<Incoming>, network: Option<&NetworkHandle>) -> Response<Full<Bytes>> {
+    let (status, kind, text) = match (request.uri().path(), network) {
+        ("/healthz" | "/livez" | "/readyz", _) => (StatusCode::OK, PLAIN, "ok".to_owned()),
+        ("/findings", Some(network)) => {
+            let health = serde_json::to_string(&network.health().await).expect("plain data");
+            (StatusCode::OK, "application/json", health)
+        }
+        _ => (StatusCode::NOT_FOUND, PLAIN, "404 page not found\n".to_owned()),
     };
-    let mut response = Response::new(Bytes::from_static(text.as_bytes()).into());
+    let mut response = Response::new(Bytes::from(text).into());
     *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
+
+const PLAIN: &str = "text/plain; charset=utf-8";

@@ -37,15 +37,16 @@ use runtime::Cri;
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let client = client(&config.kubeconfig).await?;
-    let network = start_network(&config, &client, &shutdown)?;
+    let events = events::Recorder::start(client.clone(), config.node_name.clone());
+    let network = start_network(&config, &client, &events, &shutdown)?;
     if !config.dns_command.is_empty() {
         let command = config.dns_command.clone();
         tokio::spawn(dns_process::keep(command, config.run_dir.clone(), shutdown.clone()));
     }
-    let health = tokio::spawn(health::serve(config.healthz_address, shutdown.clone()));
+    let health = tokio::spawn(health::serve(config.healthz_address, network.clone(), shutdown.clone()));
     match config.network_only {
         true => shutdown.cancelled().await,
-        false => run_node(config, client, network, shutdown.clone()).await?,
+        false => run_node(config, client, network, events, shutdown.clone()).await?,
     }
     health.await.context("the health endpoint failed")?
 }
@@ -55,13 +56,13 @@ async fn run_node(
     config: Arc<Config>,
     client: kube::Client,
     network: Option<NetworkHandle>,
+    events: events::Recorder,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.pod_log_dir).with_context(|| format!("making {}", config.pod_log_dir.display()))?;
     volumes::share_root(&config).context("preparing the directory of the pods' volumes")?;
     let machine = Machine::read(&config.root_dir);
     let cri = Cri::new(&config.container_runtime_endpoint);
-    let events = events::Recorder::start(client.clone(), config.node_name.clone());
     let objects = objects::Objects::new(client.clone());
     let services = services::Services::default();
     tokio::spawn(services.clone().watch(client.clone(), shutdown.clone()));
@@ -115,6 +116,7 @@ async fn run_node(
 fn start_network(
     config: &Config,
     client: &kube::Client,
+    events: &events::Recorder,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<NetworkHandle>> {
     if config.foreign_network {
@@ -138,7 +140,7 @@ fn start_network(
         node_ports: config.node_ports.clone(),
         health_address: config.proxy_healthz_address,
     };
-    Ok(Some(network::start(network, client.clone(), shutdown.clone())))
+    Ok(Some(network::start(network, client.clone(), events.clone(), shutdown.clone())))
 }
 
 /// The network's part of the Ready condition: follows its status for as long as somebody asks.

@@ -4,6 +4,7 @@
 use crate::{
     Error, Result,
     bpf::{self, AttachType},
+    inspect::{Attachment, Place},
     programs::{Programs, remove_pin},
 };
 use aya::programs::{
@@ -18,8 +19,8 @@ use std::{
 };
 
 /// The classic filter's place: ours alone, so that it can be found again.
-const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 0x1e3e);
+pub(crate) const PRIORITY: u16 = 1;
+pub(crate) const HANDLE: TcHandle = TcHandle::new(0, 0x1e3e);
 
 /// The cgroup's hooks.
 const SOCKET: &[(&str, AttachType)] = &[
@@ -38,6 +39,16 @@ impl Attacher {
         let links = pin_dir.join("links");
         crate::programs::make_pin_directory(&links)?;
         Ok(Self { links })
+    }
+
+    /// Where the socket hooks are.
+    pub(crate) fn cgroup_places(&self) -> impl Iterator<Item = Attachment> {
+        SOCKET.iter().map(|(program, _)| Attachment { program, place: Place::Cgroup, pin: self.links.join(program) })
+    }
+
+    pub(crate) fn device_place(&self, program: &'static str, ifindex: u32, side: TcAttachType) -> Attachment {
+        let pin = self.links.join(format!("{program}-{ifindex}"));
+        Attachment { program, place: Place::Device { ifindex, side }, pin }
     }
 
     /// The socket hooks, for every process below the cgroup.

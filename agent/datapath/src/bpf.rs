@@ -104,6 +104,25 @@ pub(crate) struct MapInfo {
     pub flags: u32,
 }
 
+/// The head of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub(crate) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    pub program: u32,
+    reserved: u32,
+    /// What it is attached to: a device's index and side, or both halves of a cgroup's id.
+    target: [u32; 2],
+}
+
+impl LinkInfo {
+    /// A link that was detached by force, or whose device or cgroup went away, leads nowhere.
+    pub(crate) fn is_attached(&self, to_device: bool) -> bool {
+        self.target[0] != 0 || (!to_device && self.target[1] != 0)
+    }
+}
+
 fn call<T: Pod>(command: Command, attributes: &mut T) -> io::Result<RawFd> {
     // SAFETY: the attributes are plain data of the given size; pointers inside them refer to memory that the callers
     // below keep alive and that has the sizes the map or the path calls for.
@@ -141,6 +160,13 @@ pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     let place = bytes_of_mut(&mut info).as_mut_ptr() as u64;
     call(Command::Info, &mut Info { fd: number(map), length: size_of::<MapInfo>() as u32, info: place })?;
+    Ok(info)
+}
+
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let place = bytes_of_mut(&mut info).as_mut_ptr() as u64;
+    call(Command::Info, &mut Info { fd: number(link), length: size_of::<LinkInfo>() as u32, info: place })?;
     Ok(info)
 }
 

@@ -5,6 +5,9 @@ use ipnetwork::IpNetwork;
 use leme_abi::Addr;
 use std::{net::IpAddr, path::PathBuf};
 
+/// The VXLAN device's name, where none is said.
+pub const VXLAN: &str = "leme-vxlan";
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The node's name in the API.
@@ -45,7 +48,7 @@ impl Config {
             nics: Vec::new(),
             pod_cidr,
             cluster_cidr: "10.244.0.0/16".parse().expect("a constant"),
-            vxlan: "leme-vxlan".into(),
+            vxlan: VXLAN.into(),
             vni: 1,
             mtu: 0,
             ports: (12_000, 29_999),

@@ -1,13 +1,14 @@
 //! The kernel side as one object: opened once per agent, one writer.
 
 use crate::{
-    Change, Config, CounterRow, Dump, Error, MapFill, ObjectKey, Result, Snapshot,
-    attach::Attacher,
+    Change, Config, CounterRow, Dump, Error, MapFill, Nic, ObjectKey, Result, Snapshot,
+    attach::{Attacher, interface_name},
     connections::Connections,
-    device::{Devices, allow_forwarding, netns_cookie},
+    device::{Devices, allow_forwarding, may_forward, netns_cookie},
     dump::{counters, dump},
     fill::fill,
     host_port::{HostPort, HostPorts, owner},
+    inspect::{Attachment, Place},
     ledger::{Found, Ledger, Operations, Retired},
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
@@ -27,6 +28,11 @@ use std::{
 
 /// Long after any packet that was being processed has left.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Ingress and egress programs of each kind of device.
+const OVERLAY: [&str; 2] = ["overlay_ingress", "overlay_egress"];
+const NIC: [&str; 2] = ["nic_ingress", "nic_egress"];
+const POD: [&str; 2] = ["from_pod", "to_pod"];
 
 /// A pod on this node, as the CNI server made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +83,8 @@ pub struct Datapath {
     ledger: Ledger,
     host_ports: HostPorts,
     nodes: NodeTables,
+    /// As the API has them, without this node's own.
+    planned_nodes: NodeTables,
     connections: Connections,
     retired: Vec<(Instant, Retired)>,
     /// A complete list has been seen: what it lacks may go.
@@ -84,6 +92,7 @@ pub struct Datapath {
     /// The ledger was read back from the maps since: it does not know whose the entries are.
     unclaimed: bool,
     mtu: u32,
+    overlay: u32,
 }
 
 impl Datapath {
@@ -109,17 +118,18 @@ impl Datapath {
             ledger,
             host_ports: HostPorts::default(),
             nodes,
+            planned_nodes: NodeTables::default(),
             mtu,
+            overlay,
         };
         datapath.apply(leftovers)?;
-        datapath.apply_nodes(NodeTables::default())?;
-        datapath.attach_all(overlay)?;
+        datapath.apply_nodes()?;
+        datapath.attach_all()?;
         Ok(datapath)
     }
 
-    fn attach_all(&mut self, overlay: u32) -> Result<()> {
-        self.attach("overlay_ingress", overlay, TcAttachType::Ingress)?;
-        self.attach("overlay_egress", overlay, TcAttachType::Egress)?;
+    fn attach_all(&mut self) -> Result<()> {
+        self.attach_pair(OVERLAY, self.overlay)?;
         for ifindex in self.config.nics.clone() {
             self.attach_nic(ifindex)?;
         }
@@ -146,18 +156,90 @@ impl Datapath {
         self.mtu
     }
 
+    /// Ingress and egress of a device.
+    fn attach_pair(&self, [ingress, egress]: [&'static str; 2], ifindex: u32) -> Result<()> {
+        self.attach(ingress, ifindex, TcAttachType::Ingress)?;
+        self.attach(egress, ifindex, TcAttachType::Egress)
+    }
+
     /// Attaches the `nic` hooks to a device; done is done.
     pub fn attach_nic(&mut self, ifindex: u32) -> Result<()> {
-        self.attach("nic_ingress", ifindex, TcAttachType::Ingress)?;
-        self.attach("nic_egress", ifindex, TcAttachType::Egress)
+        self.attach_pair(NIC, ifindex)
+    }
+
+    /// Goes on with the devices that the node has now: programs on new ones, those of old ones forgotten, addresses of
+    /// both in the tables. True if anything was different. Connections and what serves them stay.
+    pub fn follow(&mut self, overlay: u32, nics: &[Nic]) -> Result<bool> {
+        let indices: Vec<u32> = nics.iter().map(|nic| nic.index).collect();
+        let mut addresses = vec![self.config.addresses[0]];
+        addresses.extend(nics.iter().flat_map(|nic| &nic.addresses).filter(|it| **it != self.config.addresses[0]));
+        if indices == self.config.nics && addresses == self.config.addresses && overlay == self.overlay {
+            return Ok(false);
+        }
+        for gone in self.config.nics.iter().filter(|nic| !indices.contains(nic)) {
+            self.attacher.detach_device(&NIC, *gone)?;
+        }
+        if overlay != self.overlay {
+            self.attacher.detach_device(&OVERLAY, self.overlay)?;
+        }
+        let before = settings(&self.config, self.overlay);
+        (self.config.nics, self.config.addresses, self.overlay) = (indices, addresses, overlay);
+        let settings = settings(&self.config, overlay);
+        if settings != before {
+            // They are constants of the programs.
+            self.programs = Programs::load(&self.config.pin_dir, programs::NODE, settings, &self.config.sizes)?;
+        }
+        self.attach_all()?;
+        self.apply_nodes()?;
+        Ok(true)
+    }
+
+    /// Every place where a program of this node belongs.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
+        let nics = self.config.nics.iter().map(|nic| (NIC, *nic));
+        let pods = self.endpoints()?.into_iter().map(|endpoint| (POD, endpoint.ifindex));
+        let devices = std::iter::once((OVERLAY, self.overlay)).chain(nics).chain(pods);
+        let sides = [TcAttachType::Ingress, TcAttachType::Egress];
+        let places = devices.flat_map(|(programs, ifindex)| {
+            programs.into_iter().zip(sides).map(move |(program, side)| (program, ifindex, side))
+        });
+        let places = places.map(|(program, ifindex, side)| self.attacher.device_place(program, ifindex, side));
+        Ok(places.chain(self.attacher.cgroup_places()).collect())
+    }
+
+    /// Puts programs back that somebody has taken away; those of pods that are gone by now stay away.
+    pub fn reattach(&mut self, detached: &[Attachment]) -> Result<()> {
+        let still: BTreeSet<String> = self.attachments()?.iter().map(ToString::to_string).collect();
+        for attachment in detached.iter().filter(|attachment| still.contains(&attachment.to_string())) {
+            match attachment.place {
+                Place::Cgroup => self.attacher.attach_cgroup(&self.programs, &self.config.cgroup)?,
+                Place::Device { ifindex, side } => self.attach(attachment.program, ifindex, side)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Devices of ours on which somebody has switched off what the routing table needs to answer for them (writing to
+    /// `ip_forward` does so for all); switched on again here.
+    pub fn restore_forwarding(&self) -> Result<Vec<String>> {
+        let pods = self.endpoints()?.into_iter().map(|endpoint| endpoint.ifindex);
+        let mut restored = Vec::new();
+        for ifindex in pods.chain([self.overlay]) {
+            // One that is just going needs nothing.
+            let Ok(device) = interface_name(ifindex) else { continue };
+            if !may_forward(&device) {
+                allow_forwarding(ifindex)?;
+                restored.push(device);
+            }
+        }
+        Ok(restored)
     }
 
     /// Attaches a pod's hooks and makes it reachable; done is done.
     pub fn add_endpoint(&mut self, endpoint: &EndpointSpec) -> Result<()> {
         let EndpointSpec { addr, ifindex, mac, host_mac } = *endpoint;
         allow_forwarding(ifindex)?;
-        self.attach("from_pod", ifindex, TcAttachType::Ingress)?;
-        self.attach("to_pod", ifindex, TcAttachType::Egress)?;
+        self.attach_pair(POD, ifindex)?;
         self.tables.endpoints.put(&addr.into(), &Endpoint { ifindex, identity: 0, mac, host_mac, flags: 0 })
     }
 
@@ -176,7 +258,7 @@ impl Datapath {
         let key = Addr::from(addr);
         let Some(endpoint) = self.tables.endpoints.get(&key)? else { return Ok(()) };
         self.tables.endpoints.delete(&key)?;
-        self.attacher.detach_device(&["from_pod", "to_pod"], endpoint.ifindex)
+        self.attacher.detach_device(&POD, endpoint.ifindex)
     }
 
     pub fn endpoints(&self) -> Result<Vec<EndpointSpec>> {
@@ -200,7 +282,8 @@ impl Datapath {
         let mut report = Report { services: changes.len(), operations: operations.len() };
         if changes.contains(&Change::Nodes) {
             report.services -= 1;
-            report.operations += self.apply_nodes(plan_nodes(snapshot))?;
+            self.planned_nodes = plan_nodes(snapshot);
+            report.operations += self.apply_nodes()?;
         }
         self.apply(operations)?;
         Ok(report)
@@ -266,7 +349,8 @@ impl Datapath {
     }
 
     /// Routes and node addresses, with this node's own. What is not planned goes only after a complete list.
-    fn apply_nodes(&mut self, mut planned: NodeTables) -> Result<usize> {
+    fn apply_nodes(&mut self) -> Result<usize> {
+        let mut planned = self.planned_nodes.clone();
         let own = NodeAddress::KNOWN | NodeAddress::LOCAL;
         let local = RouteTo { node: self.config.addresses[0].into(), flags: Route::LOCAL };
         planned

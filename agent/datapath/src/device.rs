@@ -5,20 +5,22 @@ use crate::{Config, Error, Result, attach::interface_name};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder,
-    packet_route::link::{LinkAttribute, LinkMessage},
-    packet_route::route::RouteScope,
+    packet_route::address::AddressMessage,
+    packet_route::link::{LinkAttribute, LinkFlags, LinkMessage},
+    packet_route::route::{RouteMessage, RouteScope},
 };
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
 };
 
 /// VXLAN's UDP port (IANA) and what its headers add to a packet over IPv4.
-const PORT: u16 = 4789;
+pub(crate) const PORT: u16 = 4789;
 const OVERHEAD: u32 = 50;
 
 pub(crate) struct Devices {
-    handle: Handle,
+    pub(crate) handle: Handle,
 }
 
 impl Devices {
@@ -48,7 +50,12 @@ impl Devices {
         let index = link.header.index;
         let up = LinkUnspec::new_with_index(index).arp(false).mtu(mtu).up();
         let set = self.handle.link().set(up.build()).execute().await;
-        set.map_err(netlink(format!("bring {} up", config.vxlan)))?;
+        match set {
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EADDRINUSE => {
+                return Err(Error::PortTaken(PORT));
+            }
+            other => other.map_err(netlink(format!("bring {} up", config.vxlan)))?,
+        }
         self.ensure_address(index, config).await?;
         self.ensure_route(index, config).await?;
         allow_forwarding(index)?;
@@ -71,6 +78,23 @@ impl Devices {
             .pref_source(router);
         let added = self.handle.route().add(route.build()).replace().execute().await;
         added.map_err(netlink(format!("route {} to {}", config.cluster_cidr, config.vxlan)))
+    }
+
+    /// All devices by their index.
+    pub(crate) async fn links(&self) -> Result<BTreeMap<u32, LinkMessage>> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(netlink("list devices".into()))?;
+        Ok(links.into_iter().map(|link| (link.header.index, link)).collect())
+    }
+
+    pub(crate) async fn addresses(&self) -> Result<Vec<AddressMessage>> {
+        self.handle.address().get().execute().try_collect().await.map_err(netlink("list addresses".into()))
+    }
+
+    /// Of IPv4.
+    pub(crate) async fn routes(&self) -> Result<Vec<RouteMessage>> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        self.handle.route().get(all).execute().try_collect().await.map_err(netlink("list routes".into()))
     }
 
     async fn mtu_of(&self, index: u32) -> Result<u32> {
@@ -97,6 +121,15 @@ impl Devices {
     }
 }
 
+/// Index of the VXLAN device, which is made again if somebody has removed it or switched it off.
+pub async fn keep_overlay(config: &Config) -> Result<u32> {
+    let devices = Devices::connect()?;
+    match devices.find(&config.vxlan).await? {
+        Some(link) if link.header.flags.contains(LinkFlags::Up) => Ok(link.header.index),
+        _ => devices.ensure_overlay(config).await.map(|(index, _)| index),
+    }
+}
+
 fn netlink(action: String) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |source| Error::Netlink { action, source }
 }
@@ -110,6 +143,11 @@ pub(crate) fn allow_forwarding(ifindex: u32) -> Result<()> {
         fs::write(&path, value).map_err(|source| Error::Io { action: format!("write {path}"), source })?;
     }
     Ok(())
+}
+
+pub(crate) fn may_forward(device: &str) -> bool {
+    let setting = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/forwarding"));
+    setting.is_ok_and(|value| value.trim() == "1")
 }
 
 /// Cookie of the caller's network namespace (5.14); 0, "the initial one", where the kernel does not tell.

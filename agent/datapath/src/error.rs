@@ -22,6 +22,8 @@ pub enum Error {
     MapFull { map: &'static str, wanted: usize, room: u32 },
     #[error("{} is not in a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
     NoBpfFs(PathBuf),
+    #[error("somebody else listens on UDP port {0}, which VXLAN needs: find it with `ss -ulpn`, and stop it")]
+    PortTaken(u16),
     #[error("{} is not a cgroup v2 directory", .0.display())]
     NoCgroup(PathBuf),
     #[error("cannot {action}: {source}")]

@@ -15,8 +15,11 @@ mod dump;
 mod error;
 mod fill;
 mod host_port;
+mod inspect;
 mod lan;
 mod ledger;
+mod netfilter;
+mod nics;
 mod node_ports;
 mod plan;
 mod programs;
@@ -24,8 +27,9 @@ mod snapshot;
 mod table;
 mod text;
 
-pub use config::{Config, Sizes};
+pub use config::{Config, Sizes, VXLAN};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
+pub use device::keep_overlay;
 pub use dump::{
     ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow, connections,
     counters, dump, endpoints, node_addresses, routes, services, translations,
@@ -33,8 +37,12 @@ pub use dump::{
 pub use error::{Error, Result};
 pub use fill::MapFill;
 pub use host_port::HostPort;
+pub use inspect::{Attachment, Foreign, Inspection, inspect};
 pub use lan::Lan;
 pub use leme_abi::Protocol;
+pub use netfilter::{Chain, chains};
+pub use nics::{Nic, find_nics};
 pub use node_ports::NodePorts;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
+pub use programs::kernel_lacks;
 pub use snapshot::{Change, ObjectKey, Snapshot};

@@ -3,7 +3,7 @@
 use crate::{Error, Result, Sizes, bpf};
 use aya::{
     EbpfLoader, include_bytes_aligned,
-    programs::{Program, ProgramType},
+    programs::{Program, ProgramType, SchedClassifier, TcAttachType},
     sys::{BpfHelper, is_helper_supported},
 };
 use leme_abi::{Settings, feature};
@@ -144,6 +144,19 @@ fn lift_memory_limit() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::debug!(%error, "cannot lift RLIMIT_MEMLOCK; kernels before 5.11 need it");
     }
+}
+
+/// What the running kernel lacks, and what that means; everything works without.
+pub fn kernel_lacks() -> Vec<(&'static str, &'static str)> {
+    let mut lacks = Vec::new();
+    if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_err() {
+        lacks.push(("tcx", "programs are attached as classic filters, which others can replace (tcx came with 6.6)"));
+    }
+    if probe_features() & feature::SET_RETVAL == 0 {
+        let meaning = "connections to a Service without endpoints are refused by a packet, not at once (5.18)";
+        lacks.push(("bpf-set-retval", meaning));
+    }
+    lacks
 }
 
 /// What this kernel can do beyond 5.10.

@@ -22,6 +22,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::findings::Finding;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct IpFamily {
     ip_family: &'static str,
@@ -58,6 +60,12 @@ struct Verb {
     verb: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Found {
+    id: String,
+    severity: String,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// Seconds and other fractions.
 type Real = Gauge<f64, AtomicU64>;
@@ -83,6 +91,7 @@ pub struct Metrics {
     addresses_used: Gauge,
     addresses: Gauge,
     memory: Gauge,
+    findings: Family<Found, Gauge>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -123,6 +132,7 @@ impl Default for Metrics {
             addresses_used: Gauge::default(),
             addresses: Gauge::default(),
             memory: Gauge::default(),
+            findings: Family::default(),
         };
         let mut registry = Registry::default();
         metrics.register_work(&mut registry);
@@ -176,6 +186,7 @@ impl Metrics {
         registry.register("leme_pod_addresses_used", "Addresses that pods have", self.addresses_used.clone());
         registry.register("leme_pod_addresses", "Addresses that pods can have", self.addresses.clone());
         registry.register("process_resident_memory_bytes", "Resident memory size in bytes", self.memory.clone());
+        registry.register("leme_findings", "What is wrong on this node; see leme status", self.findings.clone());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("leme_build", "The agent's version", build);
     }
@@ -232,6 +243,15 @@ impl Metrics {
         let verb = verb(command);
         self.requests.get_or_create(&Request { verb, code }).inc();
         self.request_durations.get_or_create(&Verb { verb }).observe(took.as_secs_f64());
+    }
+
+    /// What is wrong at this moment, and nothing else.
+    pub fn found(&self, findings: &[Finding]) {
+        self.findings.clear();
+        for finding in findings {
+            let labels = Found { id: finding.id.clone(), severity: finding.severity.name().to_owned() };
+            self.findings.get_or_create(&labels).inc();
+        }
     }
 
     /// Everything as OpenMetrics text.

@@ -16,17 +16,19 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use leme_cni::RuntimeConfig;
-use leme_datapath::{Datapath, EndpointSpec, NodePorts};
+use leme_datapath::{Datapath, EndpointSpec, Nic, NodePorts};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{drain::Drain, memory};
+use crate::{drain::Drain, events::Recorder, memory};
 
 pub mod cni_config;
 pub mod cni_server;
 pub mod conntrack;
+pub mod devices;
+pub mod findings;
 pub mod health;
 mod host_ports;
 pub mod ipam;
@@ -35,6 +37,7 @@ pub mod reconciler;
 pub mod veth;
 
 use cni_server::{CniServer, Endpoints, Shape};
+use findings::{Finding, Findings, Watcher};
 use ipam::Ipam;
 use metrics::Metrics;
 use reconciler::{Cluster, Reconciler};
@@ -76,8 +79,19 @@ pub enum Status {
 /// What the rest of the agent sees of the network.
 #[derive(Clone)]
 pub struct NetworkHandle {
+    node: String,
     status: watch::Receiver<Status>,
     cluster: watch::Receiver<Cluster>,
+    findings: Findings,
+}
+
+/// How the network is: `/findings` of the agent's health port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Health {
+    pub node: String,
+    /// Why pods cannot be attached; none: they can.
+    pub not_ready: Option<String>,
+    pub findings: Vec<Finding>,
 }
 
 impl NetworkHandle {
@@ -87,6 +101,17 @@ impl NetworkHandle {
 
     pub fn is_ready(&self) -> bool {
         *self.status.borrow() == Status::Ready
+    }
+
+    /// Looks now.
+    pub async fn health(&self) -> Health {
+        let not_ready = match self.status() {
+            Status::Ready => None,
+            Status::NotReady(reason) => Some(reason),
+        };
+        // Before the network is open nobody looks, and nobody would answer.
+        let findings = if not_ready.is_none() { self.findings.ask().await } else { Vec::new() };
+        Health { node: self.node.clone(), not_ready, findings }
     }
 
     /// Changes whenever the status does.
@@ -145,33 +170,38 @@ impl Endpoints for Kernel {
 
 /// Starts the network in the background and returns at once; the handle tells when it is ready. Work goes on until
 /// `shutdown`, whatever happens to the API server.
-pub fn start(config: Config, client: kube::Client, shutdown: CancellationToken) -> NetworkHandle {
+pub fn start(config: Config, client: kube::Client, events: Recorder, shutdown: CancellationToken) -> NetworkHandle {
     let (status, status_watch) = watch::channel(Status::NotReady("the node has no pod CIDR yet".into()));
     let (cluster, cluster_watch) = watch::channel(Cluster::default());
+    let metrics = Arc::new(Metrics::default());
+    let (watcher, findings) = Watcher::new(&config, Arc::clone(&metrics), events);
+    let node = config.node_name.clone();
     let work = async move {
-        let network = Network { config, status, cluster };
-        shutdown.clone().run_until_cancelled_owned(network.run(client, shutdown)).await
+        let network = Network { config, status, cluster, metrics };
+        shutdown.clone().run_until_cancelled_owned(network.run(client, watcher, shutdown)).await
     };
     tokio::spawn(work);
-    NetworkHandle { status: status_watch, cluster: cluster_watch }
+    NetworkHandle { node, status: status_watch, cluster: cluster_watch, findings }
 }
 
 struct Network {
     config: Config,
     status: watch::Sender<Status>,
     cluster: watch::Sender<Cluster>,
+    metrics: Arc<Metrics>,
 }
 
 impl Network {
-    async fn run(self, client: kube::Client, shutdown: CancellationToken) {
-        let mut watching = Reconciler::watch(&self.config.node_name, self.config.node_ports.clone(), client);
+    async fn run(self, client: kube::Client, watcher: Watcher, shutdown: CancellationToken) {
+        let (node_ports, metrics) = (self.config.node_ports.clone(), Arc::clone(&self.metrics));
+        let mut watching = Reconciler::watch(&self.config.node_name, node_ports, client, metrics);
         let pools = self.await_pools(&mut watching).await;
-        let metrics = watching.metrics();
-        let opened = self.insist(|| self.open(pools.clone(), Arc::clone(&metrics))).await;
+        let opened = self.insist(|| self.open(pools.clone())).await;
         let (kernel, server) = opened;
         self.serve_cni(&server, &shutdown);
-        tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&metrics)));
-        self.serve_health(&watching, &kernel, server);
+        tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
+        self.serve_health(&kernel, server);
+        tokio::spawn(watcher.watch(kernel.clone(), devices::follow(kernel.clone())));
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;
     }
 
@@ -205,16 +235,17 @@ impl Network {
         }
     }
 
-    async fn open(&self, pools: Vec<Ipv4Network>, metrics: Arc<Metrics>) -> anyhow::Result<(Kernel, Arc<CniServer>)> {
+    async fn open(&self, pools: Vec<Ipv4Network>) -> anyhow::Result<(Kernel, Arc<CniServer>)> {
         let first = *pools.first().context("the node has no IPv4 pod CIDR")?;
         let links = Links::open()?;
-        let nic = links.owner(self.config.node_ip).await?;
-        let nic = nic.with_context(|| format!("no link of this node has its address {}", self.config.node_ip))?;
+        let node_ip = IpAddr::V4(self.config.node_ip);
+        let nics = leme_datapath::find_nics(node_ip, &[leme_datapath::VXLAN]).await?;
+        let nic = nics.first().with_context(|| format!("no device has the node's address {node_ip} or a way out"))?;
         ensure!(first.prefix() <= 30, "the pod CIDR {first} has no room for pods");
         std::fs::create_dir_all(&self.config.cgroup)
             .with_context(|| format!("failed to create the node's cgroup {}", self.config.cgroup.display()))?;
         let datapath =
-            Datapath::open(self.datapath_config(first, nic.index)).await.context("failed to open the datapath")?;
+            Datapath::open(self.datapath_config(first, &nics)).await.context("failed to open the datapath")?;
         // The kernel's BTF and the programs' object, read for this and needed no more.
         memory::give_back();
         let mtu = match datapath.pod_mtu() {
@@ -224,16 +255,16 @@ impl Network {
         let shape = Shape { mtu, router: router(first) };
         let kernel = Kernel::new(datapath);
         let ipam = Ipam::open(&self.config.state_dir.join("ipam"), pools)?;
-        let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape, metrics);
+        let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape, Arc::clone(&self.metrics));
         server.adopt().await.context("failed to adopt the node's pods")?;
         Ok((kernel, Arc::new(server)))
     }
 
-    fn datapath_config(&self, pod_cidr: Ipv4Network, nic: u32) -> leme_datapath::Config {
+    fn datapath_config(&self, pod_cidr: Ipv4Network, nics: &[Nic]) -> leme_datapath::Config {
         let Config { node_name, cgroup, node_ip, pin_dir, cluster_cidr, .. } = &self.config;
         leme_datapath::Config {
             pin_dir: pin_dir.clone(),
-            nics: vec![nic],
+            nics: nics.iter().map(|nic| nic.index).collect(),
             cluster_cidr: IpNetwork::V4(*cluster_cidr),
             node_ports: self.config.node_ports.clone(),
             ..leme_datapath::Config::new(node_name, cgroup, IpAddr::V4(*node_ip), IpNetwork::V4(pod_cidr))
@@ -250,9 +281,9 @@ impl Network {
         });
     }
 
-    fn serve_health(&self, watching: &Reconciler, kernel: &Kernel, server: Arc<CniServer>) {
+    fn serve_health(&self, kernel: &Kernel, server: Arc<CniServer>) {
         if let Some(address) = self.config.health_address {
-            let (status, metrics, kernel) = (self.status.subscribe(), watching.metrics(), kernel.clone());
+            let (status, metrics, kernel) = (self.status.subscribe(), Arc::clone(&self.metrics), kernel.clone());
             tokio::spawn(health::serve(address, health::Served { status, metrics, kernel, server }));
         }
     }

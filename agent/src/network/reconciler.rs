@@ -89,7 +89,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Starts the watches; nothing happens until the result is polled.
-    pub fn watch(node: &str, node_ports: NodePorts, client: Client) -> Self {
+    pub fn watch(node: &str, node_ports: NodePorts, client: Client, metrics: Arc<Metrics>) -> Self {
         let services = stream(client.clone(), Some(OURS), Seen::Service);
         let slices = stream(client.clone(), Some(OURS), Seen::Slice);
         let nodes = stream(client, None, Seen::Node);
@@ -105,12 +105,8 @@ impl Reconciler {
             slices: Listing::default(),
             nodes: Listing::default(),
             pod_cidrs: Vec::new(),
-            metrics: Arc::default(),
+            metrics,
         }
-    }
-
-    pub fn metrics(&self) -> Arc<Metrics> {
-        Arc::clone(&self.metrics)
     }
 
     /// Waits until the API server says which pod CIDRs the node has. Cancel safe.

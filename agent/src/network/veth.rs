@@ -96,13 +96,6 @@ pub fn mac_text(mac: &Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The node's device towards the outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nic {
-    pub index: u32,
-    pub mtu: u32,
-}
-
 /// The node's side of every pair; one netlink connection for the life of the agent.
 #[derive(Clone)]
 pub struct Links {
@@ -183,18 +176,6 @@ impl Links {
         }
     }
 
-    /// The link that has an address: the node's NIC.
-    pub async fn owner(&self, address: Ipv4Addr) -> Result<Option<Nic>> {
-        let messages: Vec<_> =
-            self.netlink.address().get().execute().try_collect().await.map_err(netlink("list", "addresses"))?;
-        let wanted = AddressAttribute::Address(IpAddr::V4(address));
-        let Some(owner) = messages.iter().find(|message| message.attributes.contains(&wanted)) else { return Ok(None) };
-        let index = owner.header.index;
-        let mut found = std::pin::pin!(self.netlink.link().get().match_index(index).execute());
-        let link = found.try_next().await.map_err(netlink("look up", &format!("link {index}")))?;
-        Ok(link.map(|link| Nic { index, mtu: mtu_of(&link) }))
-    }
-
     pub async fn index(&self, name: &str) -> Result<Option<u32>> {
         Ok(self.link(name).await?.map(|link| link.header.index))
     }
@@ -222,15 +203,6 @@ impl Links {
 
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// A link without an MTU attribute cannot be; Ethernet's is right for nearly all.
-fn mtu_of(link: &LinkMessage) -> u32 {
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    mtu.unwrap_or(1500)
 }
 
 fn name_of(link: &LinkMessage) -> Option<&String> {

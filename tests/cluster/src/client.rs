@@ -103,6 +103,11 @@ fn get(target: &str, path: &str, times: &str) -> Result<Value> {
     Ok(json!(answers))
 }
 
+/// One request from the machine, over one connection: the body of a 200.
+pub fn fetch(target: SocketAddr, path: &str) -> Result<String> {
+    request(target, path)
+}
+
 /// One request over one connection: the body of a 200.
 fn request(target: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;

@@ -1,11 +1,15 @@
 //! The programs in the kernel, one packet at a time: `BPF_PROG_TEST_RUN` on programs that a real `Datapath` has loaded,
 //! with tables it has written, in a network namespace of their own.
 //!
-//! `frame` builds and reads packets, `node` is the namespace with its devices and its datapath. A test is a list of
-//! [`Row`]s: a packet and where it enters, the verdict and the packet that leaves.
+//! `frame` builds and reads packets, `node` is the namespace with its devices and its datapath, `outside` the other
+//! end of its wire, `foreign` are other people's programs. A test of packets is a list of [`Row`]s: a packet and where it
+//! enters, the verdict and the packet that leaves.
 
+pub mod bpf;
+pub mod foreign;
 pub mod frame;
 pub mod node;
+pub mod outside;
 
 pub use frame::Frame;
 pub use node::{Node, in_namespace};

@@ -116,6 +116,11 @@ impl Node {
         self.datapath = self.runtime.block_on(Datapath::open(config)).expect("adopts what is pinned");
     }
 
+    /// Runs what waits for netlink.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     pub fn counter(&self, name: &str) -> u64 {
         self.datapath.dump().expect("the tables").counters.get(name).copied().unwrap_or(0)
     }

@@ -1,6 +1,7 @@
 use super::*;
 use std::collections::BTreeSet;
 
+use super::super::findings::Severity;
 use leme_cni::Failure;
 
 const DASHBOARD: &str = include_str!("../../../../dashboards/leme-network.json");
@@ -16,6 +17,9 @@ fn busy() -> String {
     metrics.connections(Collected { live: 10, removed: 2, capacity: 100 });
     metrics.cni(Command::Add, &Reply::Done, Duration::from_millis(30));
     metrics.cni(Command::Check, &Reply::Failed(Failure::new(100, "gone", "")), Duration::from_millis(1));
+    let finding =
+        Finding { id: "foreign-xdp".into(), severity: Severity::Warning, what: "x".into(), advice: "y".into() };
+    metrics.found(&[finding.clone(), Finding { what: "z".into(), ..finding }]);
     let row =
         |reason: &str, packets| CounterRow { reason: reason.into(), direction: "egress".into(), packets, bytes: 9 };
     metrics.render(&Measured {
@@ -39,6 +43,7 @@ fn figures_appear_under_their_names() {
         "leme_cni_request_duration_seconds_count{verb=\"ADD\"} 1",
         "leme_pod_addresses_used 3",
         "leme_reconcile_failures_total 1",
+        "leme_findings{id=\"foreign-xdp\",severity=\"warning\"} 2",
         "leme_map_operations_total 5",
         "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv4\"} 1",
         "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\",ip_family=\"IPv4\"} 0",
@@ -48,6 +53,16 @@ fn figures_appear_under_their_names() {
     }
     let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
     assert!(memory.unwrap().parse::<u64>().unwrap() > 1 << 20);
+}
+
+#[test]
+fn what_is_no_longer_wrong_is_no_longer_told() {
+    let metrics = Metrics::default();
+    let finding =
+        Finding { id: "foreign-xdp".into(), severity: Severity::Warning, what: "x".into(), advice: "y".into() };
+    metrics.found(&[finding]);
+    metrics.found(&[]);
+    assert!(!metrics.render(&Measured::default()).contains("foreign-xdp"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod apply;
 mod faults;
+mod findings;
 mod host_ports;
 mod names;
 mod network;
@@ -51,6 +52,8 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::conditions_are_there_for_scripts,
         nodes::up_of_a_running_cluster_changes_nothing,
         nodes::a_name_is_taken_once_on_the_machine,
+        findings::status_shows_every_process_and_nothing_wrong,
+        findings::what_disturbs_a_node_is_told_until_it_is_gone,
         pods::at_first_there_are_no_pods,
         pods::a_pod_is_created_and_runs,
         pods::a_pod_is_described_whole,

@@ -1,0 +1,101 @@
+//! Devices come and go; the programs are on those that there are.
+
+use leme_datapath::{find_nics, keep_overlay};
+use leme_tests_packets::{
+    Node, in_namespace,
+    node::{ADDRESS, service},
+    outside::Outside,
+};
+use std::{
+    fs,
+    io::Read,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+const NODE_PORT: &str = "10.89.0.11:30080";
+const BACKEND: &str = "10.89.0.11:8080";
+
+/// What the agent does when the kernel tells of a change.
+fn follow(node: &mut Node) -> bool {
+    let config = node.datapath.config().clone();
+    let overlay = node.wait(keep_overlay(&config)).unwrap();
+    let nics = node.wait(find_nics(ADDRESS.into(), &[&config.vxlan])).unwrap();
+    node.datapath.follow(overlay, &nics).unwrap()
+}
+
+/// A connection from outside to a NodePort, whose other end answers.
+fn is_served(outside: &Outside, listener: &TcpListener) {
+    let address: SocketAddr = NODE_PORT.parse().unwrap();
+    let mut client = outside.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(3))).unwrap();
+    drop(listener.accept().unwrap());
+    client.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed by the backend");
+}
+
+#[test]
+fn a_nic_that_is_replaced_serves_again() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        let outside = Outside::new().unwrap();
+        for _ in 0..2 {
+            node.wait(outside.plug_in()).unwrap();
+            assert!(follow(node));
+            assert!(!follow(node), "nothing has changed since");
+            let listener = TcpListener::bind(BACKEND).unwrap();
+            is_served(&outside, &listener);
+        }
+        let links = fs::read_dir(node.datapath.config().pin_dir.join("links")).unwrap().count();
+        assert_eq!(links, node.datapath.attachments().unwrap().len(), "links of removed devices are forgotten");
+    });
+}
+
+#[test]
+fn addresses_of_the_nodes_devices_serve_node_ports_while_they_are_there() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        assert!(!follow(node));
+        let has =
+            |node: &Node| node.datapath.dump().unwrap().node_addresses.contains_key(&"10.89.0.77".parse().unwrap());
+        ip("address add 10.89.0.77/24 dev eth0");
+        assert!(follow(node) && has(node));
+        ip("address del 10.89.0.77/24 dev eth0");
+        assert!(follow(node) && !has(node));
+        assert_eq!(node.datapath.config().addresses, [std::net::IpAddr::V4(ADDRESS)]);
+    });
+}
+
+#[test]
+fn a_device_on_top_of_a_nic_gets_programs_with_its_address_and_loses_them_with_it() {
+    in_namespace(Vec::new(), |node| {
+        let places =
+            |node: &Node| node.datapath.attachments().unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+        // As a VLAN would be, which the kernel of the test machines lacks.
+        ip("link add link eth0 name upper0 type macvlan");
+        ip("link set upper0 up");
+        assert!(!follow(node), "it has no address yet");
+        ip("address add 192.0.2.7/24 dev upper0");
+        assert!(follow(node));
+        assert!(places(node).contains(&"nic_ingress on upper0".to_owned()), "{:?}", places(node));
+        let attachments = node.datapath.attachments().unwrap();
+        assert!(node.wait(leme_datapath::inspect(attachments)).unwrap().detached.is_empty());
+        ip("link del upper0");
+        assert!(follow(node));
+        assert_eq!(places(node).iter().filter(|place| place.starts_with("nic_ingress")).count(), 1);
+    });
+}
+
+#[test]
+fn the_tunnel_that_somebody_removes_is_made_again() {
+    in_namespace(Vec::new(), |node| {
+        ip("link del leme-vxlan");
+        assert!(follow(node));
+        let attachments = node.datapath.attachments().unwrap();
+        assert!(node.wait(leme_datapath::inspect(attachments)).unwrap().detached.is_empty());
+        assert!(!follow(node));
+    });
+}
+
+fn ip(words: &str) {
+    let done = Command::new("ip").args(words.split(' ')).status().expect("these tests need ip");
+    assert!(done.success(), "ip {words}");
+}
