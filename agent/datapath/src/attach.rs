@@ -85,6 +85,10 @@ impl Attacher {
         }
     }
 
+    pub(crate) fn has_links(&self, names: &[&str], ifindex: u32) -> bool {
+        names.iter().all(|name| self.links.join(format!("{name}-{ifindex}")).exists())
+    }
+
     /// Forgets the links of a device that is gone, or detaches them from one that is not.
     pub(crate) fn detach_device(&self, names: &[&str], ifindex: u32) -> Result<()> {
         names.iter().try_for_each(|name| remove_pin(&self.links.join(format!("{name}-{ifindex}"))))

@@ -207,6 +207,33 @@ pub(crate) fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Resu
     found(call(Command::MapNextKey, &mut element(map, key, place, 0))).map(|there| there.then_some(next))
 }
 
+/// The same for maps whose layout is known only at run time. A key or value must be as long as the map says.
+pub(crate) fn raw_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let key = key.map_or(0, |key| key.as_ptr() as u64);
+    let mut element = Element { map: number(map), key, value: next.as_mut_ptr() as u64, ..Element::default() };
+    found(call(Command::MapNextKey, &mut element))
+}
+
+pub(crate) fn raw_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let value = value.as_mut_ptr() as u64;
+    found(call(
+        Command::MapLookup,
+        &mut Element { map: number(map), key: key.as_ptr() as u64, value, ..Element::default() },
+    ))
+}
+
+/// False if there is an entry already.
+pub(crate) fn raw_insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    const ONLY_IF_ABSENT: u64 = 1;
+    let (key, value) = (key.as_ptr() as u64, value.as_ptr() as u64);
+    let mut element = Element { map: number(map), reserved: 0, key, value, flags: ONLY_IF_ABSENT };
+    match call(Command::MapUpdate, &mut element) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn element<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>, value: u64, flags: u64) -> Element {
     let key = key.map_or(0, |key| bytes_of(key).as_ptr() as u64);
     Element { map: number(map), reserved: 0, key, value, flags }

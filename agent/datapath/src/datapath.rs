@@ -10,6 +10,7 @@ use crate::{
     host_port::{HostPort, HostPorts, owner},
     inspect::{Attachment, Place},
     ledger::{Found, Ledger, Operations, Retired},
+    migration::Migration,
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
     table::Table,
@@ -93,6 +94,8 @@ pub struct Datapath {
     unclaimed: bool,
     mtu: u32,
     overlay: u32,
+    /// Until the programs have been exchanged.
+    migration: Option<Migration>,
 }
 
 impl Datapath {
@@ -102,7 +105,9 @@ impl Datapath {
         config.check()?;
         let devices = Devices::connect()?;
         let (overlay, mtu) = devices.ensure_overlay(&config).await?;
+        let migration = Migration::begin(&config.pin_dir, &config.sizes)?;
         let programs = Programs::load(&config.pin_dir, programs::NODE, settings(&config, overlay), &config.sizes)?;
+        migration.copy()?;
         let tables = Tables::open(&config.pin_dir)?;
         let nodes = tables.nodes()?;
         let (ledger, leftovers) = Ledger::adopt(tables.services()?);
@@ -121,11 +126,29 @@ impl Datapath {
             planned_nodes: NodeTables::default(),
             mtu,
             overlay,
+            migration: Some(migration),
         };
         datapath.apply(leftovers)?;
         datapath.apply_nodes()?;
-        datapath.attach_all()?;
+        if !datapath.waits()? {
+            datapath.exchange()?;
+        }
         Ok(datapath)
+    }
+
+    /// Whether programs of another version must go on until there is a list to write this one's tables from.
+    fn waits(&self) -> Result<bool> {
+        self.migration.as_ref().map_or(Ok(false), Migration::lost_a_list)
+    }
+
+    /// From the programs that were attached, if there were any, to those of this version.
+    fn exchange(&mut self) -> Result<()> {
+        let migration = self.migration.take();
+        if let Err(error) = self.attach_all() {
+            self.migration = migration;
+            return Err(error);
+        }
+        migration.map_or(Ok(()), Migration::finish)
     }
 
     fn attach_all(&mut self) -> Result<()> {
@@ -189,7 +212,9 @@ impl Datapath {
             // They are constants of the programs.
             self.programs = Programs::load(&self.config.pin_dir, programs::NODE, settings, &self.config.sizes)?;
         }
-        self.attach_all()?;
+        if self.migration.is_none() {
+            self.attach_all()?;
+        }
         self.apply_nodes()?;
         Ok(true)
     }
@@ -239,7 +264,10 @@ impl Datapath {
     pub fn add_endpoint(&mut self, endpoint: &EndpointSpec) -> Result<()> {
         let EndpointSpec { addr, ifindex, mac, host_mac } = *endpoint;
         allow_forwarding(ifindex)?;
-        self.attach_pair(POD, ifindex)?;
+        // A pod's old programs go on with the others' until all are exchanged.
+        if self.migration.is_none() || !self.attacher.has_links(&POD, ifindex) {
+            self.attach_pair(POD, ifindex)?;
+        }
         self.tables.endpoints.put(&addr.into(), &Endpoint { ifindex, identity: 0, mac, host_mac, flags: 0 })
     }
 
@@ -301,6 +329,9 @@ impl Datapath {
         self.ledger.prune(wanted, &mut operations);
         report.operations += operations.len();
         self.apply(operations)?;
+        if self.migration.is_some() {
+            self.exchange()?;
+        }
         Ok(report)
     }
 

@@ -6,6 +6,8 @@ use std::{io, path::PathBuf};
 pub enum Error {
     #[error("this build carries no eBPF programs: build with `cargo xtask build`")]
     NoPrograms,
+    #[error("cannot read the embedded programs: {0}")]
+    Object(aya_obj::ParseError),
     #[error("no program `{0}` in the embedded object")]
     NoProgram(&'static str),
     #[error("cannot load the eBPF programs: {0}")]

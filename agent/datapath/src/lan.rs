@@ -8,6 +8,7 @@ use crate::{
     attach::Attacher,
     datapath::remove_pins,
     device::allow_forwarding,
+    migration::Migration,
     programs::{self, Programs},
     table::Table,
 };
@@ -31,8 +32,12 @@ impl Lan {
     /// Loads or adopts. `pin_dir`: `/sys/fs/bpf/leme/<cluster>-lan` or the like, one per local cluster.
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let settings = Settings { port_min: 12_000, port_max: 29_999, ..Settings::default() };
+        let migration = Migration::begin(pin_dir, &SIZES)?;
+        let programs = Programs::load(pin_dir, programs::LAN, settings, &SIZES)?;
+        // The host ends get the new programs one by one, as `up` comes to them.
+        migration.finish()?;
         Ok(Self {
-            programs: Programs::load(pin_dir, programs::LAN, settings, &SIZES)?,
+            programs,
             attacher: Attacher::new(pin_dir)?,
             nodes: Table::open(pin_dir, "lan_nodes")?,
             uplinks: Table::open(pin_dir, "lan_uplinks")?,

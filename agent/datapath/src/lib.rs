@@ -18,6 +18,7 @@ mod host_port;
 mod inspect;
 mod lan;
 mod ledger;
+mod migration;
 mod netfilter;
 mod nics;
 mod node_ports;

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
+pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
 
 /// Programs of a node, and those of a local cluster's network.
 pub(crate) const NODE: &[&str] = &[
@@ -29,6 +29,8 @@ pub(crate) const NODE: &[&str] = &[
     "overlay_ingress",
     "overlay_egress",
 ];
+/// Pinned maps whose size the programs themselves say.
+pub(crate) const SIZED: [&str; 2] = ["socket_origin", "counters"];
 pub(crate) const LAN: &[&str] = &["lan", "lan_uplink"];
 
 /// Loaded programs by name, pinned under `<pins>/programs`.
@@ -53,7 +55,7 @@ impl Programs {
         for (map, size) in sizes.by_map() {
             loader.map_pin_path(map, pin_dir.join(map)).map_max_entries(map, size);
         }
-        for map in ["socket_origin", "counters"] {
+        for map in SIZED {
             loader.map_pin_path(map, pin_dir.join(map));
         }
         let mut object = loader.load(OBJECT)?;
@@ -97,8 +99,8 @@ fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd> {
 
 impl Sizes {
     /// Entries per pinned map.
-    fn by_map(&self) -> [(&'static str, u32); 15] {
-        [
+    pub(crate) fn by_map(&self) -> Vec<(&'static str, u32)> {
+        vec![
             ("frontends", self.frontends),
             ("services", self.services),
             ("slots", self.slots),
@@ -114,7 +116,6 @@ impl Sizes {
             ("sender_origin", (self.connections / 4).max(64)),
             ("lan_nodes", self.endpoints),
             ("lan_uplinks", 16),
-            ("work", 1),
         ]
     }
 }
