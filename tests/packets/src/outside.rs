@@ -6,7 +6,7 @@ use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd},
     thread,
 };
 
@@ -34,6 +34,26 @@ impl Outside {
                 work()
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Sends a frame over the wire as it is.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        self.within(|| {
+            let protocol = (libc::ETH_P_ALL as u16).to_be();
+            // SAFETY: all zero is a valid address.
+            let mut wire: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            (wire.sll_family, wire.sll_protocol) = (libc::AF_PACKET as u16, protocol);
+            wire.sll_ifindex = index("wire")? as i32;
+            // SAFETY: makes a descriptor out of numbers; the address and the frame are as long as told.
+            let sent = unsafe {
+                let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
+                let socket = std::os::fd::OwnedFd::from_raw_fd(socket);
+                let (place, length) = ((&raw const wire).cast(), size_of_val(&wire) as libc::socklen_t);
+                libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, place, length)
+            };
+            anyhow::ensure!(sent == frame.len() as isize, "send: {}", std::io::Error::last_os_error());
+            Ok(())
         })
     }
 

@@ -2,7 +2,9 @@
 
 use leme_datapath::{find_nics, keep_overlay};
 use leme_tests_packets::{
-    Node, in_namespace,
+    Frame, Node,
+    frame::SYN,
+    in_namespace,
     node::{ADDRESS, service},
     outside::Outside,
 };
@@ -92,6 +94,24 @@ fn the_tunnel_that_somebody_removes_is_made_again() {
         let attachments = node.datapath.attachments().unwrap();
         assert!(node.wait(leme_datapath::inspect(attachments)).unwrap().detached.is_empty());
         assert!(!follow(node));
+    });
+}
+
+#[test]
+fn a_vlans_frame_is_left_to_the_vlans_own_device() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
+        let outside = Outside::new().unwrap();
+        node.wait(outside.plug_in()).unwrap();
+        follow(node);
+        let plain = Frame::tcp("198.51.100.2:5000", NODE_PORT, SYN).0;
+        let tagged = [&plain[..12], &[0x81, 0x00, 0, 7], &plain[12..]].concat();
+        outside.send(&tagged).unwrap();
+        // Frames stay in order: when the second one has been counted, the first has passed.
+        outside.send(&plain).unwrap();
+        while node.counter("forwarded/ingress") == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(node.counter("forwarded/ingress"), 1);
     });
 }
 
