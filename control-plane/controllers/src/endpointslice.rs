@@ -1,6 +1,8 @@
 //! EndpointSlices: the pods behind each Service, a hundred to a slice, each endpoint staying in the slice it is in so
 //! that one pod's change rewrites one slice.
 
+mod trigger;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
@@ -102,7 +104,9 @@ impl Controller {
         let Some(backends) = backends(&service, &pods) else { return Ok(Next::Wait) };
         let zones = |node: &str| zone(self.informers.nodes.get(&ObjectKey::new("", node)).as_deref());
         let wanted = group(&backends, zones, Hinting::of(&service));
-        self.apply(&key, plan(&service, wanted, &current)).await?;
+        let mut changes = plan(&service, wanted, &current);
+        changes.iter_mut().for_each(|change| trigger::note(change, &current, &pods));
+        self.apply(&key, changes).await?;
         Ok(Next::Wait)
     }
 
