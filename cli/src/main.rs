@@ -141,11 +141,6 @@ where
     let outcome = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        tokio::spawn(async {
-            // What starting took is needed no more.
-            tokio::time::sleep(std::time::Duration::from_secs(15)).await;
-            leme_agent::memory::give_back();
-        });
         tokio::select! {
             outcome = part(shutdown.clone()) => outcome,
             () = overdue(shutdown) => Ok(()),
