@@ -155,7 +155,7 @@ impl Controller {
         let new = Share::of(sets.new.as_ref().context("the new ReplicaSet")?);
         let steps = if recreate {
             (new.replicas != limits.replicas)
-                .then(|| Step { name: new.name, replicas: limits.replicas })
+                .then_some(Step { name: new.name, replicas: limits.replicas })
                 .into_iter()
                 .collect()
         } else {

@@ -414,7 +414,7 @@ mod tests {
         let changes = plan(&service, vec![], &[]);
         let empty = stored(&changes[0], "empty");
         assert_eq!(changes.len(), 1);
-        assert_eq!(plan(&service, vec![], &[empty.clone()]), []);
+        assert_eq!(plan(&service, vec![], std::slice::from_ref(&empty)), []);
         let changes = plan(&service, wanted(&service, &names(1)), &[empty]);
         assert!(matches!(&changes[..], [Change::Create(_), Change::Delete(name)] if name == "empty"), "{changes:?}");
     }

@@ -140,7 +140,7 @@ impl Collector {
         let dependents = self.graph().dependents(&owner.uid);
         if owner.has_finalizer("orphan") {
             for dependent in &dependents {
-                self.drop_owners(dependent, &[owner.uid.clone()]).await?;
+                self.drop_owners(dependent, std::slice::from_ref(&owner.uid)).await?;
             }
             return self.remove_finalizer(owner, "orphan").await;
         }

@@ -19,21 +19,19 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(20);
 const QUARANTINE: Duration = Duration::from_secs(40);
 
-pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
-    async move {
-        informers.pods.wait_until_synced().await;
-        informers.nodes.wait_until_synced().await;
-        let mut tick = interval(PERIOD);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut missing = HashMap::new();
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = shutdown.cancelled() => return,
-            }
-            if let Err(error) = collect(&client, &informers, &mut missing).await {
-                tracing::warn!("pod garbage: {error:#}");
-            }
+pub async fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) {
+    informers.pods.wait_until_synced().await;
+    informers.nodes.wait_until_synced().await;
+    let mut tick = interval(PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut missing = HashMap::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Err(error) = collect(&client, &informers, &mut missing).await {
+            tracing::warn!("pod garbage: {error:#}");
         }
     }
 }
