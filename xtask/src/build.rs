@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<Built> {
 }
 
 /// Compiles the eBPF programs to `target/bpf/leme-programs`, where `agent/datapath` looks for them.
-fn programs() -> Result<()> {
+pub(crate) fn programs() -> Result<()> {
     say("Building the eBPF programs");
     let (folder, object) =
         (place::workspace().join("target/ebpf"), place::workspace().join("target/bpf/leme-programs"));

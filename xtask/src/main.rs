@@ -3,6 +3,7 @@
 //! Each verb is one file. This program compiles in seconds and knows nothing of what it builds: it installs tools,
 //! calls cargo and starts the `leme` it has built.
 
+mod artifacts;
 mod bench;
 mod build;
 mod debian;

@@ -19,9 +19,13 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// Upstream registries this one stands in for.
 const HOSTS: [&str; 2] = ["docker.io", "registry.k8s.io"];
 
+pub(crate) fn runs() -> bool {
+    oci::answers(ADDRESS)
+}
+
 /// Starts the registry if it does not answer yet.
 pub(crate) fn start() -> Result<SocketAddr> {
-    if oci::answers(ADDRESS) {
+    if runs() {
         return Ok(ADDRESS);
     }
     say(&format!("Starting the image registry on {ADDRESS}"));

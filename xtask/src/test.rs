@@ -1,10 +1,15 @@
 //! `cargo xtask test`: everything that can fail, cheapest first, ending with the ordinary runner's lines.
+//!
+//! One build makes all of it, then the runners are started one by one. (No documentation here has tests in it.)
+
+use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::step::{self, cargo, require_root, say};
-use crate::{build, images, kernels, registry, setup};
+use crate::artifacts::{Artifacts, Runner};
+use crate::step::{self, command, require_root, say};
+use crate::{build, images, kernels, place, registry, setup};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -16,7 +21,7 @@ pub(crate) struct Options {
     filter: Vec<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// `cargo test` of everything that needs neither root nor a BPF toolchain, the stores' contract on etcd included
     Unit,
@@ -28,25 +33,23 @@ enum Suite {
     Cluster,
 }
 
+/// Test packages that are suites of their own; all others are units.
+const SUITES: [(Suite, &str); 3] =
+    [(Suite::Packets, "tests/packets"), (Suite::Kernels, "tests/kernels"), (Suite::Cluster, "tests/cluster")];
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     let all = [Suite::Unit, Suite::Packets, Suite::Kernels, Suite::Cluster];
     let suites = if options.suites.is_empty() { &all[..] } else { &options.suites };
     require_root("testing the data path")?;
     setup::for_tests()?;
-    let built = build::build(&build::Options::default())?;
+    build::programs()?;
+    say("Building everything and its tests (profile ci)");
+    let artifacts = Artifacts::build()?;
     let mut failed = Vec::new();
     for suite in suites {
-        let (name, outcome) = match suite {
-            Suite::Unit => ("unit", unit(&options.filter)),
-            Suite::Packets => ("packets", package("leme-tests-packets", &built, &options.filter)),
-            Suite::Kernels => {
-                ("kernels", kernels::fetch().and_then(|()| package("leme-tests-kernels", &built, &options.filter)))
-            }
-            Suite::Cluster => ("cluster", cluster(&built, &options.filter)),
-        };
-        if let Err(error) = outcome {
+        if let Err(error) = suite.run(&artifacts, &options.filter) {
             eprintln!("{error:#}");
-            failed.push(name);
+            failed.push(suite.name());
         }
     }
     if !failed.is_empty() {
@@ -55,35 +58,81 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn unit(filter: &[String]) -> Result<()> {
-    say("Unit tests, and the stores' contract on both engines");
-    step::run(
-        cargo()
-            .args(["test", "--profile", "ci", "--"])
-            .args(filter)
-            .env("LEME_ETCD", setup::etcd()?)
-            .env("LEME_TEST_ETCD", "1"),
-    )
-}
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Suite::Unit => "unit",
+            Suite::Packets => "packets",
+            Suite::Kernels => "kernels",
+            Suite::Cluster => "cluster",
+        }
+    }
 
-fn package(name: &str, built: &build::Built, filter: &[String]) -> Result<()> {
-    say(&format!("Tests of {name}"));
-    step::run(
-        cargo()
-            .args(["test", "--profile", "ci", "-p", name, "--", "--test-threads=1"])
-            .args(filter)
-            .env("LEME_BIN", &built.leme)
-            .env("LEME_CNI_BIN", &built.cni)
-            .env("LEME_ETCD", setup::etcd()?)
+    fn run(self, artifacts: &Artifacts, filter: &[String]) -> Result<()> {
+        match self {
+            Suite::Unit => say("Unit tests, and the stores' contract on both engines"),
+            Suite::Packets => say("Packets through the programs in the kernel"),
+            Suite::Kernels => {
+                kernels::fetch()?;
+                say("The programs on other kernels");
+            }
+            Suite::Cluster => return self.run_with_registry(artifacts, filter),
+        }
+        self.run_runners(artifacts, filter)
+    }
+
+    fn run_with_registry(self, artifacts: &Artifacts, filter: &[String]) -> Result<()> {
+        // One that runs is somebody's: a cluster of `up` pulls from it.
+        let ours = !registry::runs();
+        let registry = registry::start()?;
+        let outcome = images::push_all(registry).and_then(|()| {
+            say("Clusters");
+            self.run_runners(artifacts, filter)
+        });
+        if ours {
+            registry::stop()?;
+        }
+        outcome
+    }
+
+    /// As `cargo test --no-fail-fast` would.
+    fn run_runners(self, artifacts: &Artifacts, filter: &[String]) -> Result<()> {
+        let mut failed = Vec::new();
+        for runner in artifacts.runners(|runner| self.holds(runner)) {
+            let source = runner.folder.strip_prefix(place::workspace()).unwrap_or(&runner.folder).join(&runner.source);
+            eprintln!("     Running {}", source.display());
+            if step::run(self.command(&runner, artifacts)?.args(filter)).is_err() {
+                failed.push(source.display().to_string());
+            }
+        }
+        if !failed.is_empty() {
+            bail!("tests failed in {}", failed.join(", "));
+        }
+        Ok(())
+    }
+
+    fn holds(self, runner: &Runner) -> bool {
+        let within = |folder: &str| runner.folder == place::workspace().join(folder);
+        match SUITES.iter().find(|(suite, _)| *suite == self) {
+            Some((_, folder)) => within(folder),
+            None => !SUITES.iter().any(|(_, folder)| within(folder)),
+        }
+    }
+
+    fn command(self, runner: &Runner, artifacts: &Artifacts) -> Result<Command> {
+        let mut command = command(&runner.executable);
+        command.current_dir(&runner.folder).env("LEME_ETCD", setup::etcd()?);
+        if self == Suite::Unit {
+            command.env("LEME_TEST_ETCD", "1");
+            return Ok(command);
+        }
+        command
+            .arg("--test-threads=1")
+            .env("LEME_BIN", artifacts.program("leme")?)
+            .env("LEME_CNI_BIN", artifacts.program("leme-cni")?)
             .env("LEME_KUBECTL", setup::kubectl()?)
             .env("LEME_KERNELS", kernels::folders()?)
-            .env("LEME_TEST_MIRRORS", registry::mirror_arguments().join(" ")),
-    )
-}
-
-fn cluster(built: &build::Built, filter: &[String]) -> Result<()> {
-    let registry = registry::start()?;
-    let outcome = images::push_all(registry).and_then(|()| package("leme-tests-cluster", built, filter));
-    registry::stop()?;
-    outcome
+            .env("LEME_TEST_MIRRORS", registry::mirror_arguments().join(" "));
+        Ok(command)
+    }
 }
