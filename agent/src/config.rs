@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Taint;
+
+pub use crate::node::Thresholds;
+pub use crate::pods::image_gc::Limits;
 use leme_datapath::NodePorts;
 
 /// The version of Kubernetes this node speaks, reported as `kubeletVersion`.
@@ -32,6 +35,10 @@ pub struct Config {
     /// What pods with `dnsPolicy: Default` get, and where the search list of the others ends.
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
+    /// Below these the node is under pressure, and they are kept from what its pods may ask for.
+    pub eviction_hard: Thresholds,
+    /// How full the images' disk may be.
+    pub image_gc: Limits,
     pub node_labels: BTreeMap<String, String>,
     pub register_with_taints: Vec<Taint>,
     /// Only the network part: another kubelet runs the pods.
@@ -76,6 +83,8 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             max_pods: 110,
+            eviction_hard: Thresholds::default(),
+            image_gc: Limits::default(),
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
             network_only: false,

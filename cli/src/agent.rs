@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use leme_agent::Config;
+use leme_agent::config::{Limits, Thresholds};
 use leme_datapath::NodePorts;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +58,15 @@ pub(crate) struct Options {
     resolv_conf: PathBuf,
     #[arg(long, default_value_t = 110)]
     max_pods: u32,
+    /// Below this the node is under pressure [default: the kubelet's]
+    #[arg(long, value_name = "SIGNAL<AMOUNT,…")]
+    eviction_hard: Option<Thresholds>,
+    /// Percent of the images' disk in use above which images go that nothing uses; 100: never
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_high_threshold: u8,
+    /// Percent at which no more of them go
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_low_threshold: u8,
     /// Labels to register with
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = label)]
     node_labels: Vec<(String, String)>,
@@ -119,6 +129,8 @@ fn configure(options: Options) -> Result<Config> {
         cluster_cidr: options.cluster_cidr,
         resolv_conf: options.resolv_conf,
         max_pods: options.max_pods,
+        image_gc: Limits { high: options.image_gc_high_threshold, low: options.image_gc_low_threshold },
+        eviction_hard: options.eviction_hard.unwrap_or_default(),
         node_labels: options.node_labels.into_iter().collect::<BTreeMap<_, _>>(),
         network_only: options.network_only,
         kubelet_address: options.kubelet_address,

@@ -4,35 +4,45 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::NodeCondition;
 
 use super::machine::meminfo;
+use super::thresholds::{Amount, Thresholds};
 use crate::events::seconds;
 use crate::runtime::Cri;
 
-/// The kubelet's default eviction thresholds.
-pub(super) const MIN_MEMORY: i64 = 100 << 20;
-pub(super) const MIN_FREE: f64 = 0.10;
-
-/// What the conditions follow from.
+/// What the conditions follow from; what cannot be measured presses nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vitals {
-    pub memory_available: Option<i64>,
+    pub memory: Option<Supply>,
     /// Of the file system that holds the pods.
-    pub disk_free: f64,
-    pub inodes_free: f64,
-    pub pids_free: f64,
+    pub disk: Option<Supply>,
+    pub inodes: Option<Supply>,
+    pub pids: Option<Supply>,
     /// Why the node is not ready, in upstream's words; empty: it is.
     pub troubles: Vec<String>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Supply {
+    pub free: i64,
+    pub all: i64,
+}
+
+impl Supply {
+    fn is_below(self, threshold: Amount) -> bool {
+        self.free < threshold.of(self.all)
+    }
+}
+
 pub async fn measure(cri: &Cri, root_dir: &std::path::Path, network: Option<String>) -> Vitals {
     let stat = nix::sys::statvfs::statvfs(root_dir).ok();
-    let share = |free: u64, all: u64| if all == 0 { 1.0 } else { free as f64 / all as f64 };
+    let supply = |free: u64, all: u64| Supply { free: free as i64, all: all as i64 };
     let mut troubles = runtime_troubles(cri).await;
     troubles.extend(network);
     Vitals {
-        memory_available: meminfo("MemAvailable"),
-        disk_free: stat.map_or(1.0, |stat| share(stat.blocks_available(), stat.blocks())),
-        inodes_free: stat.map_or(1.0, |stat| share(stat.files_available(), stat.files())),
-        pids_free: pids_free().unwrap_or(1.0),
+        memory: meminfo("MemAvailable").zip(meminfo("MemTotal")).map(|(free, all)| Supply { free, all }),
+        disk: stat
+            .map(|stat| supply(stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size())),
+        inodes: stat.map(|stat| supply(stat.files_available(), stat.files())),
+        pids: pids(),
         troubles,
     }
 }
@@ -54,18 +64,24 @@ async fn runtime_troubles(cri: &Cri) -> Vec<String> {
     runtime.into_iter().chain(network).collect()
 }
 
-fn pids_free() -> Option<f64> {
-    let max: f64 = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
+fn pids() -> Option<Supply> {
+    let all: i64 = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
     let load = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let tasks: f64 = load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
-    Some(1.0 - tasks / max)
+    let tasks: i64 = load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
+    Some(Supply { free: all - tasks, all })
 }
 
 /// Type, status, reason, message; `before` keeps the time of the last transition.
-pub fn conditions(vitals: &Vitals, before: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
-    let memory = vitals.memory_available.is_some_and(|bytes| bytes < MIN_MEMORY);
-    let disk = vitals.disk_free < MIN_FREE || vitals.inodes_free < 0.05;
-    let pids = vitals.pids_free < 0.05;
+pub fn conditions(
+    vitals: &Vitals,
+    thresholds: &Thresholds,
+    before: &[NodeCondition],
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let below = |supply: Option<Supply>, threshold| supply.is_some_and(|supply| supply.is_below(threshold));
+    let memory = below(vitals.memory, thresholds.memory);
+    let disk = below(vitals.disk, thresholds.disk) || below(vitals.inodes, thresholds.inodes);
+    let pids = below(vitals.pids, thresholds.pids);
     let pressure = |kind: &str, pressed: bool, bad: &str, good: &str, what: [&str; 2]| {
         let (reason, message) = if pressed { (bad, what[0]) } else { (good, what[1]) };
         (kind.to_owned(), pressed, reason.to_owned(), message.to_owned())
@@ -134,18 +150,13 @@ mod tests {
     }
 
     fn healthy() -> Vitals {
-        Vitals {
-            memory_available: Some(1 << 30),
-            disk_free: 0.5,
-            inodes_free: 0.5,
-            pids_free: 0.9,
-            troubles: Vec::new(),
-        }
+        let half = Some(Supply { free: 1 << 30, all: 2 << 30 });
+        Vitals { memory: half, disk: half, inodes: half, pids: half, troubles: Vec::new() }
     }
 
     #[test]
     fn a_healthy_node_is_ready_and_under_no_pressure() {
-        let all = conditions(&healthy(), &[], Timestamp::UNIX_EPOCH);
+        let all = conditions(&healthy(), &Thresholds::default(), &[], Timestamp::UNIX_EPOCH);
         let summary: Vec<_> =
             all.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_deref().unwrap())).collect();
         let expected = [
@@ -159,12 +170,22 @@ mod tests {
 
     #[test]
     fn a_transition_has_a_new_time_and_the_rest_keep_theirs() {
-        let old = conditions(&healthy(), &[], Timestamp::UNIX_EPOCH);
+        let old = conditions(&healthy(), &Thresholds::default(), &[], Timestamp::UNIX_EPOCH);
         let later = Timestamp::from_second(60).unwrap();
         let troubled = Vitals { troubles: vec!["container runtime is down".into()], ..healthy() };
-        let new = conditions(&troubled, &old, later);
+        let new = conditions(&troubled, &Thresholds::default(), &old, later);
         assert_eq!(find(&new, "Ready").last_transition_time, Some(seconds(later)));
         assert_eq!(find(&new, "Ready").message.as_deref(), Some("container runtime is down"));
         assert_eq!(find(&new, "DiskPressure").last_transition_time, Some(seconds(Timestamp::UNIX_EPOCH)));
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_presses_only_below_its_threshold() {
+        let full = Vitals { disk: Some(Supply { free: 5, all: 100 }), ..healthy() };
+        let pressed = |thresholds: &Thresholds| {
+            find(&conditions(&full, thresholds, &[], Timestamp::UNIX_EPOCH), "DiskPressure").status == "True"
+        };
+        assert!(pressed(&Thresholds::default()));
+        assert!(!pressed(&Thresholds { disk: Amount::Share(0.0), ..Thresholds::default() }));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::conditions::{MIN_FREE, MIN_MEMORY};
+use super::thresholds::Thresholds;
 
 /// Sizes in bytes.
 #[derive(Clone, Debug, Default)]
@@ -45,14 +45,13 @@ impl Machine {
 }
 
 impl Machine {
-    /// What is left for pods above the threshold at which the node is under pressure: upstream's hard eviction limits.
-    pub fn allocatable_memory(&self) -> i64 {
-        (self.memory - MIN_MEMORY).max(0)
+    /// What is left for pods above the threshold at which the node is under pressure.
+    pub fn allocatable_memory(&self, thresholds: &Thresholds) -> i64 {
+        (self.memory - thresholds.memory.of(self.memory)).max(0)
     }
 
-    /// The same of the file system. The share is a 32-bit fraction at upstream, and shows in the last digits.
-    pub fn allocatable_storage(&self) -> i64 {
-        self.storage - (self.storage as f64 * f64::from(MIN_FREE as f32)) as i64
+    pub fn allocatable_storage(&self, thresholds: &Thresholds) -> i64 {
+        (self.storage - thresholds.disk.of(self.storage)).max(0)
     }
 }
 
@@ -101,7 +100,7 @@ mod tests {
     #[test]
     fn a_node_keeps_for_itself_what_its_pressure_begins_at() {
         let machine = Machine { memory: 8_152_152 << 10, storage: 61_255_492 << 10, ..Machine::default() };
-        assert_eq!(machine.allocatable_memory(), (8_152_152 - 102_400) << 10);
-        assert_eq!(machine.allocatable_storage(), 56_453_061_334);
+        assert_eq!(machine.allocatable_memory(&Thresholds::default()), (8_152_152 - 102_400) << 10);
+        assert_eq!(machine.allocatable_storage(&Thresholds::default()), 56_453_061_334);
     }
 }

@@ -4,6 +4,8 @@ mod conditions;
 mod lease;
 pub mod machine;
 mod registration;
+mod thresholds;
 
 pub use lease::renew;
 pub use registration::{Report, report};
+pub use thresholds::Thresholds;

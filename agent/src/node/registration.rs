@@ -177,7 +177,7 @@ impl Report {
             addresses: Some(self.addresses()),
             allocatable: Some(self.allocatable(&capacity)),
             capacity: Some(capacity),
-            conditions: Some(conditions(&vitals, old, Timestamp::now())),
+            conditions: Some(conditions(&vitals, &self.config.eviction_hard, old, Timestamp::now())),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.config.kubelet_address.port().into() }),
             }),
@@ -193,9 +193,9 @@ impl Report {
     }
 
     fn allocatable(&self, capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
-        let mut left = capacity.clone();
-        left.insert("memory".into(), Quantity(format!("{}Ki", self.machine.allocatable_memory() / 1024)));
-        left.insert("ephemeral-storage".into(), Quantity(self.machine.allocatable_storage().to_string()));
+        let (thresholds, mut left) = (&self.config.eviction_hard, capacity.clone());
+        left.insert("memory".into(), Quantity(format!("{}Ki", self.machine.allocatable_memory(thresholds) / 1024)));
+        left.insert("ephemeral-storage".into(), Quantity(self.machine.allocatable_storage(thresholds).to_string()));
         left
     }
 

@@ -13,6 +13,7 @@ mod grpc_health;
 mod hooks;
 mod hosts;
 mod http;
+pub mod image_gc;
 pub mod images;
 pub mod labels;
 pub mod listening;
@@ -129,6 +130,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::
     let socket = context.config.container_runtime_endpoint.clone();
     let events = shutdown.clone();
     tokio::spawn(async move { lifecycle::watch(&socket, send, events).await });
+    tokio::spawn(image_gc::keep_room(context.cri.clone(), context.config.image_gc, shutdown.clone()));
     let logs = context.config.pod_log_dir.clone();
     tokio::spawn(log_files::keep_small(context.cri.clone(), logs, shutdown.clone()));
     let selector = format!("spec.nodeName={}", context.config.node_name);
@@ -236,7 +238,7 @@ impl Pods {
         let machine = &self.context.machine;
         let capacity = admission::Capacity {
             milli_cpu: machine.cpus * 1000,
-            memory: machine.allocatable_memory(),
+            memory: machine.allocatable_memory(&self.context.config.eviction_hard),
             pods: self.context.config.max_pods.into(),
         };
         let labels = self.context.node_labels.borrow();

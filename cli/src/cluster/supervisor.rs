@@ -175,6 +175,9 @@ fn agent_command(cluster: &Cluster, node: &Node, folder: &Path) -> Vec<String> {
         ("--client-ca-file", text(&folder.join("pki/ca.crt"))),
         ("--cni-conf-dir", text(&folder.join("cni/net.d"))),
         ("--cni-bin-dir", text(&folder.join("cni/bin"))),
+        // A person's disk may well be nearly full: that is no reason to refuse their pods or to take their images away.
+        ("--image-gc-high-threshold", "100".into()),
+        ("--eviction-hard", "memory.available<100Mi,pid.available<5%".into()),
         ("--cni-plugin", text(&cluster.binary("leme-cni"))),
     ]));
     if !labels.is_empty() {
