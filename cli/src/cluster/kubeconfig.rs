@@ -142,7 +142,10 @@ fn without(text: &str, context: &str, trace: &Trace) -> Result<String> {
     }
     if config.get("current-context").and_then(Value::as_str) == Some(context) {
         let before = trace.before.as_deref().map(parse).transpose()?;
-        let previous = before.and_then(|before| before.get("current-context").cloned()).unwrap_or_else(|| "".into());
+        let previous = before.and_then(|before| before.get("current-context").cloned());
+        // That of a cluster that is gone by now is none.
+        let there = |name: &Value| entries(&mut config, "contexts").iter().any(|it| Some(name_of(it)) == name.as_str());
+        let previous = previous.filter(there).unwrap_or_else(|| "".into());
         config.insert("current-context".into(), previous);
     }
     Ok(serde_norway::to_string(&config)?)
@@ -203,6 +206,15 @@ mod tests {
         fs::write(&file, &after).unwrap();
         restore(&trace(Some(OTHERS), &after, file.clone()), "leme").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), OTHERS);
+    }
+
+    #[test]
+    fn the_context_of_a_cluster_that_is_gone_does_not_become_current_again() {
+        let gone = OTHERS.replace("contexts:\n- name: work\n", "contexts:\n- name: other\n");
+        assert_ne!(gone, OTHERS);
+        let now = merged(&gone, OURS).unwrap();
+        let left = parse(&without(&now, "leme", &trace(Some(OTHERS), "", "x".into())).unwrap()).unwrap();
+        assert_eq!(left["current-context"].as_str(), Some(""));
     }
 
     #[test]

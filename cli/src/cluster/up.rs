@@ -40,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "HOST=URL", value_parser = mirror)]
     registry_mirror: Vec<(String, String)>,
     /// Keep the state in this etcd instead of the embedded store
-    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    #[arg(long, value_delimiter = ',', value_name = "URL", value_parser = url)]
     etcd_endpoints: Vec<String>,
     /// Authority of etcd's certificate
     #[arg(long, value_name = "FILE", requires = "etcd_endpoints", value_parser = existing_file)]
@@ -54,6 +54,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    fn check(&self) -> Result<()> {
+        match self.etcd_endpoints.iter().find(|url| url.starts_with("https://")) {
+            Some(url) if self.etcd_cafile.is_none() => bail!("who may {url} be? Name its authority with --etcd-cafile"),
+            _ => Ok(()),
+        }
+    }
+
     fn etcd_files(&self) -> EtcdFiles {
         EtcdFiles {
             ca: self.etcd_cafile.clone(),
@@ -67,6 +74,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     require_root()?;
     containerd::check_programs()?;
     super::cgroup::unified()?;
+    options.check()?;
     let file = options.config.as_deref().map(File::read).transpose()?;
     let mut which = options.which.clone();
     if let Some(name) = file.as_ref().and_then(|file| file.name.clone()).filter(|_| which.is_default()) {
@@ -315,7 +323,7 @@ async fn start_nodes(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
 async fn wait(cluster: &Cluster, steps: &Steps) -> Result<()> {
     let logs = || format!("see the logs in {}", cluster.folder.join("nodes/*/log").display());
     steps.doing("Waiting for the API server");
-    ready::server(cluster).await.with_context(logs)?;
+    ready::server(cluster).await.with_context(|| format!("{}{}", last_words(cluster), logs()))?;
     steps.done("API server ready");
     steps.doing("Waiting for the nodes");
     ready::nodes(cluster).await.with_context(logs)?;
@@ -324,6 +332,14 @@ async fn wait(cluster: &Cluster, steps: &Steps) -> Result<()> {
     ready::names(cluster).await.with_context(logs)?;
     steps.done("Names resolve");
     Ok(())
+}
+
+/// What the server said last, if it said anything: most often why it is not there.
+fn last_words(cluster: &Cluster) -> String {
+    let log = cluster.node_dir(cluster.control_plane()).join("log/server.log");
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    last.map(|line| format!("the server said: {line}; ")).unwrap_or_default()
 }
 
 fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
@@ -345,11 +361,17 @@ fn existing_file(text: &str) -> Result<PathBuf, String> {
     std::fs::canonicalize(text).map_err(|error| error.to_string())
 }
 
+fn url(text: &str) -> Result<String, String> {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    match rest {
+        Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected a URL, like http://127.0.0.1:2379".to_owned()),
+    }
+}
+
 fn mirror(text: &str) -> Result<(String, String), String> {
     let is_host = |host: &str| !host.is_empty() && !host.contains('/');
-    let is_url =
-        |url: &str| ["http://", "https://"].iter().any(|it| url.strip_prefix(it).is_some_and(|rest| !rest.is_empty()));
-    let parts = text.split_once('=').filter(|(host, url)| is_host(host) && is_url(url));
+    let parts = text.split_once('=').filter(|(host, address)| is_host(host) && url(address).is_ok());
     parts
         .map(|(host, url)| (host.to_owned(), url.to_owned()))
         .ok_or_else(|| "expected HOST=URL, like docker.io=http://127.0.0.1:5000".to_owned())

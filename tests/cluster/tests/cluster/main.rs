@@ -100,6 +100,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         refusals::a_pod_that_does_not_fit_says_why,
         traces::no_packet_filter_rule_is_written,
         traces::the_product_has_no_tools_to_call,
+        nodes::up_of_a_running_cluster_adds_a_node,
     ]
 }
 

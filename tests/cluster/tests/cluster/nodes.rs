@@ -1,5 +1,6 @@
 //! What a person sees first: the cluster comes up, its nodes are there and say how they are.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -88,10 +89,8 @@ pub(crate) fn a_node_is_described_whole(cluster: &Cluster) -> Result<()> {
 pub(crate) fn a_node_keeps_a_part_for_itself(cluster: &Cluster) -> Result<()> {
     for node in cluster.get(&["nodes"])?["items"].as_array().into_iter().flatten() {
         let status = &node["status"];
-        for resource in ["memory", "ephemeral-storage"] {
-            let (all, rest) = (&status["capacity"][resource], &status["allocatable"][resource]);
-            ensure!(rest.is_string() && all != rest, "{resource}: {all} of {rest} are for pods");
-        }
+        let (all, rest) = (&status["capacity"]["memory"], &status["allocatable"]["memory"]);
+        ensure!(rest.is_string() && all != rest, "{rest} of {all} are for pods");
         ensure!(status["capacity"]["cpu"] == status["allocatable"]["cpu"], "{status}");
     }
     Ok(())
@@ -129,4 +128,21 @@ pub(crate) fn a_name_is_taken_once_on_the_machine(cluster: &Cluster) -> Result<(
     expect_all(&outcome.stderr, &["is taken", &cluster.path("clusters").to_string_lossy()])?;
     ensure!(!elsewhere.exists(), "the refused cluster left {}", elsewhere.display());
     three_nodes_are_ready(cluster)
+}
+
+/// The last one on its cluster: the others count three nodes.
+pub(crate) fn up_of_a_running_cluster_adds_a_node(cluster: &Cluster) -> Result<()> {
+    let up = |nodes: &str| command::run(cluster.leme("up").args(["--nodes", nodes]), Duration::from_secs(120));
+    let kubeconfig = fs::read(cluster.kubeconfig())?;
+    let outcome = up("4")?;
+    ensure!(outcome.success, "{}{}", outcome.stdout, outcome.stderr);
+    ensure!(fs::read(cluster.kubeconfig())? == kubeconfig, "the kubeconfig is another");
+    let fourth = format!("{}-4", cluster.name);
+    cluster.kubectl(&["wait", "--for=condition=Ready", "node", &fourth, "--timeout=30s"])?;
+    let there = format!(r#"{{"spec":{{"nodeSelector":{{"kubernetes.io/hostname":"{fourth}"}}}}}}"#);
+    cluster.kubectl(&["run", "fourth", "--image=nginx", "--overrides", &there])?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/fourth", "--timeout=60s"])?;
+    let outcome = up("2")?;
+    ensure!(!outcome.success && outcome.stderr.contains("has 4 nodes"), "{}{}", outcome.stdout, outcome.stderr);
+    Ok(())
 }
