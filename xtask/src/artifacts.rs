@@ -50,7 +50,17 @@ pub(crate) struct Artifacts {
 impl Artifacts {
     pub(crate) fn build() -> Result<Self> {
         let mut child = cargo()
-            .args(["build", "--profile", "ci", "--workspace", "--exclude", "leme-programs", "--bins", "--tests"])
+            .args([
+                "build",
+                "--profile",
+                "ci",
+                "--workspace",
+                "--exclude",
+                "leme-programs",
+                "--bins",
+                "--tests",
+                "--examples",
+            ])
             .args(["--message-format", "json-render-diagnostics"])
             .stdout(Stdio::piped())
             .spawn()
