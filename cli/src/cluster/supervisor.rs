@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -269,6 +270,9 @@ impl Component {
         let log = fs::File::options().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // What this process blocks for itself its children must hear: they and their containers would ignore SIGTERM.
+        // SAFETY: changing the mask is async-signal-safe and touches nothing of the parent's.
+        unsafe { command.pre_exec(|| SigSet::all().thread_unblock().map_err(Into::into)) };
         // The child is reaped by `reap`, through its process id.
         let pid = command.spawn()?.id();
         fs::write(&self.pid_file, pid.to_string())?;

@@ -192,3 +192,15 @@ impl Drop for Proxy {
         let _ = self.child.wait();
     }
 }
+
+pub(crate) fn a_part_that_is_told_to_end_does(cluster: &Cluster) -> Result<()> {
+    // What a supervisor blocks for itself its children would never hear: every part, and each container of theirs.
+    for (node, part) in [(&cluster.nodes[1], "agent"), (&cluster.nodes[1], "containerd")] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.process(&node.name, part)?))?;
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default().trim();
+        let blocked = u64::from_str_radix(blocked, 16)?;
+        let terminate = 1 << (libc::SIGTERM - 1);
+        ensure!(blocked & terminate == 0, "{part} of {} blocks SIGTERM: {blocked:x}", node.name);
+    }
+    Ok(())
+}

@@ -85,6 +85,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         names::names_outside_of_the_cluster_are_forwarded,
         rollout::everything_is_listed,
         rollout::no_request_fails_while_a_deployment_changes,
+        faults::a_part_that_is_told_to_end_does,
         faults::killing_the_agents_disturbs_nothing,
         faults::killing_the_server_loses_no_acknowledged_write,
         services::deleting_closes_the_node_port_and_removes_the_pods,
