@@ -89,9 +89,16 @@ impl Attacher {
         names.iter().all(|name| self.links.join(format!("{name}-{ifindex}")).exists())
     }
 
-    /// Forgets the links of a device that is gone, or detaches them from one that is not.
+    /// Forgets the links of a device that is gone, or detaches them from one that is not: ingress, and egress if any.
     pub(crate) fn detach_device(&self, names: &[&str], ifindex: u32) -> Result<()> {
-        names.iter().try_for_each(|name| remove_pin(&self.links.join(format!("{name}-{ifindex}"))))
+        for (name, side) in names.iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
+            let pin = self.links.join(format!("{name}-{ifindex}"));
+            if !pin.exists() {
+                detach_filter(ifindex, side);
+            }
+            remove_pin(&pin)?;
+        }
+        Ok(())
     }
 
     /// Updates the pinned link, or makes and pins one. The outer error is the attachment's own.
@@ -140,6 +147,13 @@ fn attach_filter(programs: &Programs, name: &'static str, ifindex: u32, side: Tc
     // The filter must outlive this object, whose links detach when dropped.
     std::mem::forget(program.take_link(id).map_err(failed)?);
     Ok(())
+}
+
+/// Before 6.6 there is no link to forget: the filter itself goes. One that is not there is done.
+fn detach_filter(ifindex: u32, side: TcAttachType) {
+    let device = interface_name(ifindex).ok();
+    // Dropped, it detaches.
+    drop(device.map(|device| SchedClassifierLink::attached(&device, side, PRIORITY, HANDLE, None)));
 }
 
 pub(crate) fn interface_name(ifindex: u32) -> Result<String> {

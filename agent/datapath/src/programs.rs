@@ -12,6 +12,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -149,6 +150,11 @@ fn lift_memory_limit() {
 
 /// What the running kernel lacks, and what that means; everything works without.
 pub fn kernel_lacks() -> Vec<(&'static str, &'static str)> {
+    static LACKS: OnceLock<Vec<(&str, &str)>> = OnceLock::new();
+    LACKS.get_or_init(probe_lacks).clone()
+}
+
+fn probe_lacks() -> Vec<(&'static str, &'static str)> {
     let mut lacks = Vec::new();
     if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_err() {
         lacks.push(("tcx", "programs are attached as classic filters, which others can replace (tcx came with 6.6)"));

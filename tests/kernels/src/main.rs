@@ -57,14 +57,31 @@ async fn check() -> Result<String> {
         bail!("nothing is pinned at {}", config.pin_dir.display());
     }
     drop(datapath);
-    let adopted = Datapath::open(config.clone()).await.context("adopt what is pinned")?;
+    let mut adopted = Datapath::open(config.clone()).await.context("adopt what is pinned")?;
     let dump = adopted.dump()?;
+    follow(&mut adopted).await.context("follow devices")?;
     drop(adopted);
     leme_datapath::remove_all(&config).await.context("remove")?;
     if config.pin_dir.exists() {
         bail!("{} is still there", config.pin_dir.display());
     }
     Ok(format!("on {}, {} services", release.trim(), dump.services.len()))
+}
+
+/// Without NICs the programs leave theirs, and with them they are back.
+async fn follow(datapath: &mut Datapath) -> Result<()> {
+    let places = datapath.attachments()?;
+    let overlay = leme_datapath::keep_overlay(datapath.config()).await?;
+    let nics = leme_datapath::find_nics(IpAddr::V4(ADDRESS), &[leme_datapath::VXLAN]).await?;
+    for (nics, expected) in [(&[][..], 2), (&nics[..], 0)] {
+        datapath.follow(overlay, nics)?;
+        let found = leme_datapath::inspect(places.clone()).await?;
+        let missing: Vec<_> = found.detached.iter().map(ToString::to_string).collect();
+        if missing.len() != expected || !found.foreign.is_empty() {
+            bail!("with {} NICs not attached: {missing:?}; others before ours: {:?}", nics.len(), found.foreign);
+        }
+    }
+    Ok(())
 }
 
 /// The machine is small; full-sized maps are another test's matter.

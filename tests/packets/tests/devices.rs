@@ -1,4 +1,5 @@
 //! Devices come and go; the programs are on those that there are.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_datapath::{find_nics, keep_overlay};
 use leme_tests_packets::{

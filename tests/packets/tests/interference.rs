@@ -1,4 +1,5 @@
 //! Others on the node: their programs and rules are found, and what they take away is put back.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_datapath::{Foreign, Inspection};
 use leme_tests_packets::{
@@ -57,6 +58,19 @@ fn programs_that_come_before_ours_are_told_while_they_are_there() {
         assert!(found.iter().any(|it| it.program.starts_with("dropper (id ")), "{found:?}");
         drop((xdp, first));
         assert!(inspect(node).foreign.is_empty());
+    });
+}
+
+#[test]
+fn somebody_elses_socket_on_the_tunnels_port_is_named_as_the_reason() {
+    in_namespace(Vec::new(), |node| {
+        let config = node.datapath.config().clone();
+        run("ip link del leme-vxlan");
+        let taken = std::net::UdpSocket::bind("0.0.0.0:4789").unwrap();
+        let error = node.wait(leme_datapath::keep_overlay(&config)).unwrap_err().to_string();
+        assert!(error.contains("UDP port 4789") && error.contains("ss -ulpn"), "{error}");
+        drop(taken);
+        node.wait(leme_datapath::keep_overlay(&config)).unwrap();
     });
 }
 

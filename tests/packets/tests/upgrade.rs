@@ -1,4 +1,5 @@
 //! Another version's maps: their entries go on in this one's, under traffic.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_tests_packets::{
     Frame, Node, Row, Verdict,

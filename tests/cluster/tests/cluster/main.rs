@@ -53,6 +53,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::up_of_a_running_cluster_changes_nothing,
         nodes::a_name_is_taken_once_on_the_machine,
         findings::status_shows_every_process_and_nothing_wrong,
+        findings::an_agent_at_rest_keeps_little_memory,
         findings::what_disturbs_a_node_is_told_until_it_is_gone,
         pods::at_first_there_are_no_pods,
         pods::a_pod_is_created_and_runs,
