@@ -14,8 +14,10 @@ use aya::programs::{
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// The classic filter's place: ours alone, so that it can be found again.
@@ -124,9 +126,21 @@ impl Attacher {
         if let Err(error) = remove_pin(&path) {
             return Ok(Err(error));
         }
-        let link = bpf::link_create(fd, target, attach_type)?;
+        let link = create(fd, target, attach_type)?;
         Ok(bpf::pin(link.as_fd(), &path).map_err(|source| Error::Pin { path, source }))
     }
+}
+
+/// A link whose pin was removed stays attached for a moment longer (the kernel frees it in a work queue), and no program
+/// is attached to one place twice.
+fn create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+    for _ in 0..100 {
+        match bpf::link_create(program, target, attach_type) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => thread::sleep(Duration::from_millis(5)),
+            other => return other,
+        }
+    }
+    bpf::link_create(program, target, attach_type)
 }
 
 fn attach_filter(programs: &Programs, name: &'static str, ifindex: u32, side: TcAttachType) -> Result<()> {

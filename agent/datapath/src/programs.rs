@@ -3,7 +3,7 @@
 use crate::{Error, Result, Sizes, bpf};
 use aya::{
     EbpfLoader, include_bytes_aligned,
-    programs::{Program, ProgramType, SchedClassifier, TcAttachType},
+    programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use leme_abi::{Settings, feature};
@@ -12,7 +12,6 @@ use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -148,26 +147,8 @@ fn lift_memory_limit() {
     }
 }
 
-/// What the running kernel lacks, and what that means; everything works without.
-pub fn kernel_lacks() -> Vec<(&'static str, &'static str)> {
-    static LACKS: OnceLock<Vec<(&str, &str)>> = OnceLock::new();
-    LACKS.get_or_init(probe_lacks).clone()
-}
-
-fn probe_lacks() -> Vec<(&'static str, &'static str)> {
-    let mut lacks = Vec::new();
-    if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_err() {
-        lacks.push(("tcx", "programs are attached as classic filters, which others can replace (tcx came with 6.6)"));
-    }
-    if probe_features() & feature::SET_RETVAL == 0 {
-        let meaning = "connections to a Service without endpoints are refused by a packet, not at once (5.18)";
-        lacks.push(("bpf-set-retval", meaning));
-    }
-    lacks
-}
-
 /// What this kernel can do beyond 5.10.
-fn probe_features() -> u32 {
+pub(crate) fn probe_features() -> u32 {
     let helper = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
     if helper.unwrap_or(false) { feature::SET_RETVAL } else { 0 }
 }

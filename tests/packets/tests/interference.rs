@@ -75,6 +75,17 @@ fn somebody_elses_socket_on_the_tunnels_port_is_named_as_the_reason() {
 }
 
 #[test]
+fn asking_what_the_kernel_can_do_ends_nobodys_socket() {
+    in_namespace(Vec::new(), |_| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:1").unwrap();
+        socket.connect("127.0.0.1:1").unwrap();
+        let _ = leme_datapath::kernel_lacks();
+        socket.send(b"still there").unwrap();
+        assert_eq!(socket.recv(&mut [0; 32]).unwrap(), 11);
+    });
+}
+
+#[test]
 fn devices_that_may_no_longer_forward_may_again() {
     in_namespace(Vec::new(), |node| {
         assert!(node.datapath.restore_forwarding().unwrap().is_empty());
