@@ -27,9 +27,12 @@ pub(crate) const HANDLE: TcHandle = TcHandle::new(0, 0x1e3e);
 /// The cgroup's hooks.
 const SOCKET: &[(&str, AttachType)] = &[
     ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
     ("sendmsg4", AttachType::Sendmsg4),
     ("recvmsg4", AttachType::Recvmsg4),
+    ("recvmsg6", AttachType::Recvmsg6),
     ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
 ];
 
 pub(crate) struct Attacher {

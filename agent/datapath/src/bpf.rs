@@ -35,9 +35,12 @@ enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AttachType {
     Connect4 = 10,
+    Connect6 = 11,
     Sendmsg4 = 14,
     Recvmsg4 = 19,
+    Recvmsg6 = 20,
     Getpeername4 = 29,
+    Getpeername6 = 30,
     TcxIngress = 46,
     TcxEgress = 47,
 }

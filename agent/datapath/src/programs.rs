@@ -19,9 +19,12 @@ pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 /// Programs of a node, and those of a local cluster's network.
 pub(crate) const NODE: &[&str] = &[
     "connect4",
+    "connect6",
     "sendmsg4",
     "recvmsg4",
+    "recvmsg6",
     "getpeername4",
+    "getpeername6",
     "from_pod",
     "to_pod",
     "nic_ingress",

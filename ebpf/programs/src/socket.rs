@@ -7,6 +7,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
+use core::ptr::{addr_of, read_volatile};
 use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature};
 use leme_packet::{Connections, Resolved, Target, choose_backend};
 
@@ -15,75 +16,114 @@ const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
+/// Which half of the context a hook may touch: the verifier refuses the other one.
+const V4: u8 = 4;
+const V6: u8 = 6;
+
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn connect<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
     let mut origin = Origin::default();
-    match resolve(&ctx, Maps.random(), &mut origin) {
+    match resolve::<FAMILY>(ctx, Maps.random(), &mut origin) {
         // What is served elsewhere or not to everybody is the packet path's: it drops, and counts.
         Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => {
-            forget(&ctx);
+            forget(ctx);
             ALLOW
         }
         Resolved::Empty => refuse(),
         Resolved::Backend => {
-            remember(&ctx, &mut origin);
-            redirect(&ctx, origin.backend, origin.backend_port);
+            remember(ctx, &mut origin);
+            redirect::<FAMILY>(ctx, origin.backend, origin.backend_port);
             ALLOW
         }
     }
 }
 
-/// Unconnected UDP: one socket keeps its backend as long as the Service's endpoints stay the same.
+/// Unconnected UDP: one socket keeps its backend as long as the Service's endpoints stay the same. What an IPv6 socket
+/// sends to a v4-mapped address the kernel brings here too (`udpv6_sendmsg`): there is nothing for a `sendmsg6` to do.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let cookie = socket_cookie(&ctx);
     let mut origin = Origin::default();
-    match resolve(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
+    match resolve::<V4>(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
         Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => ALLOW,
         Resolved::Empty => refuse(),
         Resolved::Backend => {
             let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };
             let _ = SENDER_ORIGIN.insert(&key, &origin, 0);
-            redirect(&ctx, origin.backend, origin.backend_port);
+            redirect::<V4>(&ctx, origin.backend, origin.backend_port);
             ALLOW
         }
     }
 }
 
-/// Who sent this datagram: the Service, as far as the application knows.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    let (addr, port) = peer(&ctx);
-    if let Some(origin) = remembered(&ctx, &addr, port) {
-        redirect(&ctx, origin.frontend, origin.frontend_port);
+    recvmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    recvmsg::<V6>(&ctx)
+}
+
+/// Who sent this datagram: the Service, as far as the application knows.
+#[inline(always)]
+fn recvmsg<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
+    let (addr, port) = peer::<FAMILY>(ctx);
+    if let Some(origin) = remembered(ctx, &addr, port) {
+        redirect::<FAMILY>(ctx, origin.frontend, origin.frontend_port);
         return ALLOW;
     }
-    let key = OriginKey { cookie: socket_cookie(&ctx), backend: addr, port, reserved: [0; 6] };
+    let key = OriginKey { cookie: socket_cookie(ctx), backend: addr, port, reserved: [0; 6] };
     // SAFETY: values are plain bytes, copied at once.
     if let Some(origin) = unsafe { SENDER_ORIGIN.get(&key).copied() } {
-        redirect(&ctx, origin.frontend, origin.frontend_port);
+        redirect::<FAMILY>(ctx, origin.frontend, origin.frontend_port);
     }
     ALLOW
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    let (addr, port) = peer(&ctx);
-    if let Some(origin) = remembered(&ctx, &addr, port) {
-        redirect(&ctx, origin.frontend, origin.frontend_port);
+    getpeername::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    getpeername::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn getpeername<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
+    let (addr, port) = peer::<FAMILY>(ctx);
+    if let Some(origin) = remembered(ctx, &addr, port) {
+        redirect::<FAMILY>(ctx, origin.frontend, origin.frontend_port);
     }
     ALLOW
 }
 
-/// Looks the peer up; `origin` is filled if it is a Service with a backend.
+/// Looks the peer up; `origin` is filled if it is a Service with a backend. IPv6 sockets that name an IPv4 address
+/// (`::ffff:10.96.0.10`) are like any other; nobody serves IPv6 itself yet.
 #[inline(always)]
-fn resolve(ctx: &SockAddrContext, pick: u32, origin: &mut Origin) -> Resolved {
+fn resolve<const FAMILY: u8>(ctx: &SockAddrContext, pick: u32, origin: &mut Origin) -> Resolved {
     // SAFETY: a field of the context.
     let proto = unsafe { (*ctx.sock_addr).protocol } as u8;
     if proto != Protocol::TCP && proto != Protocol::UDP {
         return Resolved::Foreign;
     }
-    (origin.frontend, origin.frontend_port) = peer(ctx);
+    (origin.frontend, origin.frontend_port) = peer::<FAMILY>(ctx);
+    if !origin.frontend.is_v4() {
+        return Resolved::Foreign;
+    }
     let mut target = Target::default();
     let (addr, port) = (origin.frontend, origin.frontend_port);
     let found = choose_backend(&Maps, &addr, port, proto, is_host(ctx), pick, &mut target);
@@ -111,16 +151,37 @@ fn socket_cookie(ctx: &SockAddrContext) -> u64 {
 }
 
 #[inline(always)]
-fn peer(ctx: &SockAddrContext) -> (Addr, Port) {
-    // SAFETY: fields of the context.
-    unsafe { (Addr::from_v4((*ctx.sock_addr).user_ip4), Port((*ctx.sock_addr).user_port as u16)) }
+fn peer<const FAMILY: u8>(ctx: &SockAddrContext) -> (Addr, Port) {
+    // SAFETY: fields of the context that a hook of this family may read.
+    unsafe {
+        let addr = match FAMILY {
+            V4 => Addr::from_v4((*ctx.sock_addr).user_ip4),
+            _ => Addr([word(ctx, 0), word(ctx, 1), word(ctx, 2), word(ctx, 3)]),
+        };
+        (addr, Port((*ctx.sock_addr).user_port as u16))
+    }
 }
 
+/// One word of an IPv6 address. Volatile: read as an array it becomes a copy through a pointer into the context, which the
+/// verifier refuses.
+///
+/// # Safety
+/// Only in a hook for IPv6 sockets; `n` is below 4.
 #[inline(always)]
-fn redirect(ctx: &SockAddrContext, addr: Addr, port: Port) {
-    // SAFETY: writable fields of the context.
+unsafe fn word(ctx: &SockAddrContext, n: usize) -> u32 {
+    // SAFETY: a field of the context, which the caller may read.
+    unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip6[n])) }
+}
+
+/// Both addresses are IPv4, so the words before the last stay as they are.
+#[inline(always)]
+fn redirect<const FAMILY: u8>(ctx: &SockAddrContext, addr: Addr, port: Port) {
+    // SAFETY: fields of the context that a hook of this family may write.
     unsafe {
-        (*ctx.sock_addr).user_ip4 = addr.v4();
+        match FAMILY {
+            V4 => (*ctx.sock_addr).user_ip4 = addr.v4(),
+            _ => (*ctx.sock_addr).user_ip6[3] = addr.v4(),
+        }
         (*ctx.sock_addr).user_port = u32::from(port.0);
     }
 }

@@ -14,15 +14,24 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
 }
 
+/// The same address as an IPv6 socket names it: Go, Java and most servers' clients do.
+fn mapped(text: &str) -> SocketAddr {
+    match addr(text) {
+        SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+        v6 => v6,
+    }
+}
+
 #[test]
 fn a_connect_to_a_service_reaches_its_backend_and_the_peer_is_the_service() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
         node.within_cgroup(|| {
             let listener = TcpListener::bind(BACKEND).unwrap();
-            for address in [VIP, "10.89.0.11:30080", "10.89.0.12:30080", "10.244.1.1:30080", "127.0.0.1:30080"] {
-                let mut client = TcpStream::connect_timeout(&addr(address), Duration::from_secs(2))
+            let addresses = [VIP, "10.89.0.11:30080", "10.89.0.12:30080", "10.244.1.1:30080", "127.0.0.1:30080"];
+            for address in addresses.map(addr).into_iter().chain(addresses.map(mapped)) {
+                let mut client = TcpStream::connect_timeout(&address, Duration::from_secs(2))
                     .unwrap_or_else(|error| panic!("{address}: {error}"));
-                assert_eq!(client.peer_addr().unwrap(), addr(address));
+                assert_eq!(client.peer_addr().unwrap(), address);
                 let (mut server, _) = listener.accept().unwrap();
                 server.write_all(b"hello").unwrap();
                 let mut hello = [0; 5];
@@ -42,19 +51,21 @@ fn datagrams_go_to_the_backend_and_answers_come_from_the_service() {
                 let (length, from) = server.recv_from(&mut buffer).unwrap();
                 server.send_to(&buffer[..length], from).unwrap();
             };
-            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
-            client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-            let mut buffer = [0; 16];
-            for address in [VIP, "10.89.0.11:30053", "127.0.0.1:30053"] {
-                client.send_to(b"who", addr(address)).unwrap();
+            for (any, form) in [("0.0.0.0:0", addr as fn(&str) -> SocketAddr), ("[::]:0", mapped)] {
+                let client = UdpSocket::bind(any).unwrap();
+                client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+                let mut buffer = [0; 16];
+                for address in [VIP, "10.89.0.11:30053", "127.0.0.1:30053"].map(form) {
+                    client.send_to(b"who", address).unwrap();
+                    answer();
+                    assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, address), "unconnected");
+                }
+                client.connect(form(VIP)).unwrap();
+                client.send(b"who").unwrap();
                 answer();
-                assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, addr(address)), "unconnected");
+                assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, form(VIP)), "connected");
+                assert_eq!(client.peer_addr().unwrap(), form(VIP));
             }
-            client.connect(addr(VIP)).unwrap();
-            client.send(b"who").unwrap();
-            answer();
-            assert_eq!(client.recv_from(&mut buffer).unwrap(), (3, addr(VIP)), "connected");
-            assert_eq!(client.peer_addr().unwrap(), addr(VIP));
         });
     });
 }
@@ -63,11 +74,12 @@ fn datagrams_go_to_the_backend_and_answers_come_from_the_service() {
 fn a_service_without_endpoints_refuses() {
     in_namespace(service("none", "10.96.0.50", 30080, &[]), |node| {
         node.within_cgroup(|| {
-            for address in [VIP, "10.89.0.11:30080", "127.0.0.1:30080"] {
-                let refused = TcpStream::connect_timeout(&addr(address), Duration::from_secs(2)).unwrap_err();
+            let addresses = [VIP, "10.89.0.11:30080", "127.0.0.1:30080"];
+            for address in addresses.map(addr).into_iter().chain(addresses.map(mapped)) {
+                let refused = TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap_err();
                 assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
-                let client = UdpSocket::bind("0.0.0.0:0").unwrap();
-                assert_eq!(client.send_to(b"who", addr(address)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+                let client = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+                assert_eq!(client.send_to(b"who", address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
             }
         });
     });
@@ -91,9 +103,25 @@ fn a_socket_follows_a_service_that_gets_its_first_endpoint() {
 fn other_addresses_are_left_alone() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
         node.within_cgroup(|| {
-            let listener = TcpListener::bind("127.0.0.1:8081").unwrap();
-            let client = TcpStream::connect("127.0.0.1:8081").unwrap();
-            assert_eq!(client.peer_addr().unwrap(), addr("127.0.0.1:8081"));
+            let addresses = ["127.0.0.1:8081", "[::1]:8081", "[::1]:30080"].map(addr);
+            for address in addresses {
+                let listener = TcpListener::bind(address).unwrap();
+                let client = TcpStream::connect(address).unwrap();
+                assert_eq!(client.peer_addr().unwrap(), address);
+                assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+            }
+        });
+    });
+}
+
+/// The unspecified address is what NodePorts have in the table, and must not be found there.
+#[test]
+fn the_unspecified_ipv6_address_is_the_kernels_to_understand() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        node.within_cgroup(|| {
+            let listener = TcpListener::bind("[::]:30080").unwrap();
+            let client = TcpStream::connect_timeout(&addr("[::]:30080"), Duration::from_secs(2)).unwrap();
+            assert_eq!(client.peer_addr().unwrap(), addr("[::1]:30080"));
             assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         });
     });
