@@ -90,6 +90,28 @@ impl Frame {
         self
     }
 
+    pub fn with_ttl(mut self, ttl: u8) -> Self {
+        self.0[(ETHERNET + Ipv4Header::TTL) as usize] = ttl;
+        let header = ETHERNET as usize..ETHERNET as usize + 20;
+        let at = (ETHERNET + Ipv4Header::CHECKSUM) as usize;
+        self.0[at..at + 2].fill(0);
+        let sum = checksum(&self.0[header]);
+        self.0[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    /// Its first bytes.
+    pub fn cut(mut self, length: usize) -> Self {
+        self.0.truncate(length);
+        self
+    }
+
+    /// A fragment from further behind, whose first nobody has seen. Its checksum is that of the whole packet.
+    pub fn later_fragment(mut self) -> Self {
+        self.0[20..22].copy_from_slice(&[0, 100]);
+        self
+    }
+
     fn ip_payload(&self) -> &[u8] {
         &self.0[34..]
     }

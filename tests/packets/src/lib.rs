@@ -2,16 +2,20 @@
 //! with tables it has written, in a network namespace of their own.
 //!
 //! `frame` builds and reads packets, `node` is the namespace with its devices and its datapath, `outside` the other
-//! end of its wire, `foreign` are other people's programs. A test of packets is a list of [`Row`]s: a packet and where it
-//! enters, the verdict and the packet that leaves.
+//! end of its wire, `lan` the machine around local nodes, `foreign` are other people's programs. A test of packets is a
+//! list of [`Row`]s: a packet and where it enters, the verdict and the packet that leaves. What a test run cannot show
+//! happens between real sockets, in namespaces joined by the node's devices (`namespace`).
 
 pub mod bpf;
 pub mod foreign;
 pub mod frame;
+pub mod lan;
+pub mod namespace;
 pub mod node;
 pub mod outside;
 
 pub use frame::Frame;
+pub use namespace::Namespace;
 pub use node::{Node, in_namespace};
 
 /// What a tc program answers, linux/pkt_cls.h.

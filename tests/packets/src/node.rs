@@ -1,6 +1,6 @@
 //! Node `a` (10.89.0.11, pods 10.244.1.2 and .3) of a cluster with node `b` (10.89.0.12), in a namespace of its own.
 
-use crate::{Frame, Verdict};
+use crate::{Frame, Namespace, Verdict};
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use leme_datapath::{Config, Datapath, EndpointSpec, Sizes, Snapshot};
@@ -17,12 +17,30 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
 
 const BPFFS: &str = "/sys/fs/bpf";
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 11);
-const PODS: [(&str, [u8; 4]); 2] = [("pod2", [10, 244, 1, 2]), ("pod3", [10, 244, 1, 3])];
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+/// The next hop to the outside, node `b`, and a client outside: all at the far end of the NIC.
+const FAR: [Ipv4Addr; 3] = [Ipv4Addr::new(10, 89, 0, 1), Ipv4Addr::new(10, 89, 0, 12), Ipv4Addr::new(198, 51, 100, 2)];
+/// MAC of the host ends.
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+
+/// A pod's veth pair.
+pub(crate) struct PodPlace {
+    pub device: &'static str,
+    pub peer: &'static str,
+    pub address: Ipv4Addr,
+    pub mac: [u8; 6],
+}
+
+const PODS: [PodPlace; 2] = [
+    PodPlace { device: "pod2", peer: "peer2", address: Ipv4Addr::new(10, 244, 1, 2), mac: [2, 0, 0, 0, 1, 2] },
+    PodPlace { device: "pod3", peer: "peer3", address: Ipv4Addr::new(10, 244, 1, 3), mac: [2, 0, 0, 0, 1, 3] },
+];
 
 /// Runs a test on a thread of its own in a new network namespace, with a node in it.
 pub fn in_namespace(objects: Vec<Value>, test: impl FnOnce(&mut Node) + Send + 'static) {
@@ -57,11 +75,8 @@ impl Node {
         config.nics = vec![nic];
         config.sizes = Sizes { connections: 4096, ..config.sizes };
         let mut datapath = runtime.block_on(Datapath::open(config))?;
-        for (device, addr) in PODS {
-            let ifindex = if_nametoindex(device)?;
-            let spec =
-                EndpointSpec { addr: addr.into(), ifindex, mac: [2, 0, 0, 0, 1, 0], host_mac: [2, 0, 0, 0, 1, 1] };
-            datapath.add_endpoint(&spec)?;
+        for pod in &PODS {
+            datapath.add_endpoint(&pod.spec()?)?;
         }
         let mut snapshot = Snapshot::new("a");
         for object in cluster().iter().chain(objects) {
@@ -73,36 +88,37 @@ impl Node {
 
     /// One packet through one loaded program, as if it were at a device.
     pub fn run(&self, program: &str, device: &str, packet: &Frame) -> (Verdict, Frame) {
-        let pin = self.datapath.config().pin_dir.join("programs").join(program);
-        let program = SchedClassifier::from_pin(pin).expect("the datapath pins its programs");
-        let mut context = [0u8; 192];
-        // `ifindex` of `struct __sk_buff`.
-        let ifindex = if_nametoindex(device).expect("a device of the node");
-        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-        let mut out = vec![0u8; 2048];
-        let options = TestRunOptions {
-            data_in: Some(&packet.0),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let result = program.test_run(options).expect("the kernel runs it");
-        out.truncate(result.data_size_out as usize);
-        (Verdict::from_action(result.return_value), Frame(out))
+        run(&self.datapath.config().pin_dir, program, device, packet)
+    }
+
+    /// A namespace with the pod of that host end in it: from then on real sockets talk there.
+    pub fn pod_namespace(&self, device: &str) -> Namespace {
+        let pod = PODS.iter().find(|pod| pod.device == device).expect("one of the two pods");
+        Namespace::new().and_then(|namespace| namespace.adopt_pod(pod)).expect("the pod's end moves")
+    }
+
+    /// A namespace with everything at the far end of the NIC: the gateway, node `b`, and a client outside.
+    pub fn far_namespace(&self) -> Namespace {
+        Namespace::new().and_then(|namespace| namespace.adopt_wire(&FAR)).expect("the wire moves")
+    }
+
+    /// Waits until a counter has reached a value: packets between namespaces arrive a moment later.
+    pub fn await_counter(&self, name: &str, value: u64) {
+        let patience = Instant::now() + Duration::from_secs(5);
+        while self.counter(name) < value {
+            assert!(Instant::now() < patience, "{name} is {} and not {value}", self.counter(name));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Moves this process into the node's cgroup while `work` runs: its sockets become the node's.
     pub fn within_cgroup(&self, work: impl FnOnce()) {
-        let own = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
-        let own =
-            own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
-        let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), std::process::id().to_string());
-        enter(&self.cgroup).expect("enter the node's cgroup");
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        enter(&cgroup_root().expect("found before").join(own)).expect("leave the node's cgroup");
-        if let Err(panic) = outcome {
-            std::panic::resume_unwind(panic);
-        }
+        within(&self.cgroup, work);
+    }
+
+    /// The same while the node changes.
+    pub fn change_within_cgroup(&mut self, work: impl FnOnce(&mut Self)) {
+        within(&self.cgroup.clone(), || work(self));
     }
 
     pub fn feed(&mut self, object: &Value) {
@@ -136,6 +152,44 @@ impl Drop for Node {
             gone.expect("the cgroup goes");
         }
     }
+}
+
+impl PodPlace {
+    fn spec(&self) -> Result<EndpointSpec> {
+        let ifindex = if_nametoindex(self.device)?;
+        Ok(EndpointSpec { addr: self.address.into(), ifindex, mac: self.mac, host_mac: HOST_MAC })
+    }
+}
+
+fn within(cgroup: &Path, work: impl FnOnce()) {
+    let own = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
+    let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), std::process::id().to_string());
+    enter(cgroup).expect("enter the node's cgroup");
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    enter(&cgroup_root().expect("found before").join(own)).expect("leave the node's cgroup");
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// One packet through a pinned program, as if it were at a device.
+pub(crate) fn run(pins: &Path, program: &str, device: &str, packet: &Frame) -> (Verdict, Frame) {
+    let program = SchedClassifier::from_pin(pins.join("programs").join(program)).expect("programs are pinned");
+    let mut context = [0u8; 192];
+    // `ifindex` of `struct __sk_buff`.
+    let ifindex = if_nametoindex(device).expect("a device of the node");
+    context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut out = vec![0u8; 2048];
+    let options = TestRunOptions {
+        data_in: Some(&packet.0),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        ..TestRunOptions::new()
+    };
+    let result = program.test_run(options).expect("the kernel runs it");
+    out.truncate(result.data_size_out as usize);
+    (Verdict::from_action(result.return_value), Frame(out))
 }
 
 /// Two nodes; this one is `a`.
@@ -178,6 +232,8 @@ pub fn service(name: &str, ip: &str, node_port: u16, backends: &[(&str, &str)]) 
 async fn make_devices() -> Result<u32> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
+    // Devices to come say nothing by themselves, which would be counted.
+    fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
     for (name, peer) in [("eth0", "wire"), ("pod2", "peer2"), ("pod3", "peer3")] {
         handle.link().add(LinkVeth::new(name, peer).build()).execute().await?;
     }
@@ -192,7 +248,7 @@ async fn make_devices() -> Result<u32> {
     Ok(nic)
 }
 
-fn ensure_bpffs() -> Result<()> {
+pub(crate) fn ensure_bpffs() -> Result<()> {
     if statfs(BPFFS)?.filesystem_type() != BPF_FS_MAGIC {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs")?;
     }
