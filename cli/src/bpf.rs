@@ -46,6 +46,8 @@ enum Table {
     Conntrack,
     /// Translations, one per direction of a connection
     Nat,
+    /// Clients that stay with their backend (`sessionAffinity: ClientIP`)
+    Affinity,
     /// Packets forwarded and dropped, by reason
     Counters,
     /// Everything (JSON only)
@@ -65,13 +67,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Tables in the order of `all`.
-const TABLES: [(&str, Table); 7] = [
+const TABLES: [(&str, Table); 8] = [
     ("services", Table::Services),
     ("endpoints", Table::Endpoints),
     ("routes", Table::Routes),
     ("nodes", Table::Nodes),
     ("conntrack", Table::Conntrack),
     ("nat", Table::Nat),
+    ("affinity", Table::Affinity),
     ("counters", Table::Counters),
 ];
 
@@ -136,6 +139,10 @@ fn read(table: Table, pins: &Path) -> Result<Rows> {
             cells.extend([row.from.source, row.from.destination, row.to.source, row.to.destination].map(text));
             cells.push(row.leg.clone());
             cells
+        }),
+        Table::Affinity => rows(&["CLIENT", "FRONTENDS", "BACKEND", "IDLE"], datapath::affinity(pins)?, |row| {
+            let backend = row.backend.map_or_else(|| "-".to_owned(), text);
+            vec![row.client.to_string(), row.frontends.join("\n"), backend, duration(row.idle_seconds)]
         }),
         Table::Counters => {
             let counted = datapath::counters(pins)?.into_iter().filter(|row| row.packets > 0).collect();

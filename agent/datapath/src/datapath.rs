@@ -11,13 +11,15 @@ use crate::{
     inspect::{Attachment, Place},
     ledger::{Found, Ledger, Operations, Retired},
     migration::Migration,
+    namespaces::Namespaces,
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
     table::Table,
 };
 use aya::programs::TcAttachType;
 use leme_abi::{
-    Addr, Backend, Endpoint, FrontendKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey, SourceKey,
+    Addr, Backend, Endpoint, FrontendKey, MemberKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey,
+    SourceKey,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -70,6 +72,7 @@ struct Tables {
     slots: Table<SlotKey, u32>,
     backends: Table<u32, Backend>,
     sources: Table<SourceKey, u32>,
+    members: Table<MemberKey, u32>,
     endpoints: Table<Addr, Endpoint>,
     routes: Table<RouteKey, Route>,
     node_addresses: Table<Addr, u32>,
@@ -87,6 +90,7 @@ pub struct Datapath {
     /// As the API has them, without this node's own.
     planned_nodes: NodeTables,
     connections: Connections,
+    namespaces: Namespaces,
     retired: Vec<(Instant, Retired)>,
     /// A complete list has been seen: what it lacks may go.
     complete: bool,
@@ -114,6 +118,7 @@ impl Datapath {
         let mut datapath = Self {
             attacher: Attacher::new(&config.pin_dir)?,
             connections: Connections::open(&config.pin_dir)?,
+            namespaces: Namespaces::open(&config.pin_dir)?,
             retired: Vec::new(),
             complete: false,
             unclaimed: true,
@@ -280,9 +285,16 @@ impl Datapath {
         self.apply(operations)
     }
 
+    /// Tells in which network namespace a pod's sockets are, by a path to it: they are then known as the pod's. Where that
+    /// is not told, or the kernel has no cookies for namespaces, what depends on the client is decided per packet.
+    pub fn add_namespace(&mut self, addr: IpAddr, path: &Path) -> Result<()> {
+        self.namespaces.add(addr, path)
+    }
+
     /// Absent is done.
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
         self.set_host_ports(addr, &[])?;
+        self.namespaces.remove(addr)?;
         let key = Addr::from(addr);
         let Some(endpoint) = self.tables.endpoints.get(&key)? else { return Ok(()) };
         self.tables.endpoints.delete(&key)?;
@@ -365,13 +377,14 @@ impl Datapath {
 
     /// Two generations of slots exist during a change.
     fn check_room(&self) -> Result<()> {
-        let [frontends, services, slots, backends, sources] = self.ledger.sizes();
+        let [frontends, services, slots, backends, sources, members] = self.ledger.sizes();
         let rooms = [
             ("frontends", frontends, self.tables.frontends.capacity()),
             ("services", services, self.tables.services.capacity()),
             ("slots", slots, self.tables.slots.capacity()),
             ("backends", backends, self.tables.backends.capacity()),
             ("source_ranges", sources, self.tables.sources.capacity()),
+            ("members", members, self.tables.members.capacity()),
         ];
         match rooms.into_iter().find(|(_, wanted, room)| *wanted > *room as usize) {
             Some((map, wanted, room)) => Err(Error::MapFull { map, wanted, room }),
@@ -483,6 +496,7 @@ impl Tables {
             slots: Table::open(pins, "slots")?,
             backends: Table::open(pins, "backends")?,
             sources: Table::open(pins, "source_ranges")?,
+            members: Table::open(pins, "members")?,
             endpoints: Table::open(pins, "endpoints")?,
             routes: Table::open(pins, "routes")?,
             node_addresses: Table::open(pins, "node_addresses")?,
@@ -496,6 +510,7 @@ impl Tables {
             slots: self.slots.entries()?,
             backends: self.backends.entries()?,
             sources: self.sources.entries()?,
+            members: self.members.entries()?,
         })
     }
 
@@ -509,9 +524,11 @@ impl Tables {
         self.backends.put_all(&operations.backends)?;
         self.slots.put_all(&operations.slots)?;
         self.sources.put_all(&operations.sources)?;
+        self.members.put_all(&operations.members)?;
         self.services.put_all(&operations.services)?;
         self.frontends.put_all(&operations.frontends)?;
         self.frontends.delete_all(&operations.gone_frontends)?;
+        self.members.delete_all(&operations.gone_members)?;
         self.sources.delete_all(&operations.gone_sources)
     }
 }

@@ -153,7 +153,14 @@ pub(crate) fn may_forward(device: &str) -> bool {
 /// Cookie of the caller's network namespace (5.14); 0, "the initial one", where the kernel does not tell.
 pub(crate) fn netns_cookie() -> u64 {
     const SO_NETNS_COOKIE: i32 = 71;
-    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return 0 };
+    let Ok(socket) = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    ) else {
+        return 0;
+    };
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the buffer is eight bytes long and says so.

@@ -2,12 +2,14 @@
 //!
 //! One function per table; [`Dump`] is their sum in short.
 
+mod affinity;
 mod connections;
 
 use crate::{
     EndpointSpec, Result,
     table::{CpuTable, Table},
 };
+pub use affinity::{AffinityRow, affinity};
 pub use connections::{ConnectionRow, Peers, TranslationRow, connections, translations};
 use leme_abi::{
     Addr, Backend, Conntrack, Counter, DropReason, Endpoint, FrontendKey, NodeAddress, Protocol, Route, RouteKey,

@@ -32,6 +32,8 @@ pub enum Error {
     Netlink { action: String, source: rtnetlink::Error },
     #[error("cannot {action}: {source}")]
     Io { action: String, source: io::Error },
+    #[error("cannot enter network namespace {}: {source}", path.display())]
+    Namespace { path: PathBuf, source: io::Error },
     #[error("bad configuration: {0}")]
     Config(String),
     /// Teardown goes on after a failure; these are the failures.

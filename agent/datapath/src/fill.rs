@@ -7,7 +7,7 @@ use crate::{
     table::{Table, capacity},
 };
 use bytemuck::Pod;
-use leme_abi::{Addr, Endpoint, FragmentKey, Origin, OriginKey, Ports, Route, RouteKey};
+use leme_abi::{Addr, Affinity, AffinityKey, Endpoint, FragmentKey, Origin, OriginKey, Ports, Route, RouteKey};
 use std::path::Path;
 
 /// One map's entries and its room.
@@ -21,7 +21,8 @@ pub struct MapFill {
 /// All of a node's maps that can fill up. The Services' are known, the connections' were counted when last collected,
 /// the rest is small and counted now.
 pub(crate) fn fill(pins: &Path, ledger: &Ledger, connections: &Connections) -> Result<Vec<MapFill>> {
-    let maps = ["frontends", "services", "slots", "backends", "source_ranges"].into_iter().zip(ledger.sizes());
+    let maps =
+        ["frontends", "services", "slots", "backends", "source_ranges", "members"].into_iter().zip(ledger.sizes());
     let known = maps.map(|(map, entries)| Ok(MapFill { map, entries, capacity: capacity(pins, map)? }));
     let mut fills = known.collect::<Result<Vec<_>>>()?;
     fills.extend(connections.fill());
@@ -30,6 +31,8 @@ pub(crate) fn fill(pins: &Path, ledger: &Ledger, connections: &Connections) -> R
     fills.push(count::<Addr, u32>(pins, "node_addresses")?);
     fills.push(count::<FragmentKey, Ports>(pins, "fragments")?);
     fills.push(count::<OriginKey, Origin>(pins, "sender_origin")?);
+    fills.push(count::<AffinityKey, Affinity>(pins, "affinity")?);
+    fills.push(count::<u64, Addr>(pins, "namespaces")?);
     Ok(fills)
 }
 

@@ -4,8 +4,8 @@
 //! returns are carried out by `apply`.
 
 use crate::{ObjectKey, plan::ServicePlan};
-use leme_abi::{Backend, FrontendKey, RouteKey, Service, SlotKey, SourceKey};
-use std::collections::{BTreeSet, HashMap};
+use leme_abi::{Backend, FrontendKey, MemberKey, RouteKey, Service, SlotKey, SourceKey};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Map operations in the order in which they must happen: what a packet may look up exists before anything leads to
 /// it, and one write per Service flips it. What nothing leads to any more goes later.
@@ -14,9 +14,12 @@ pub(crate) struct Operations {
     pub backends: Vec<(u32, Backend)>,
     pub slots: Vec<(SlotKey, u32)>,
     pub sources: Vec<(SourceKey, u32)>,
+    pub members: Vec<(MemberKey, u32)>,
     pub services: Vec<(u32, Service)>,
     pub frontends: Vec<(FrontendKey, u32)>,
     pub gone_frontends: Vec<FrontendKey>,
+    /// Clients that remember these choose anew.
+    pub gone_members: Vec<MemberKey>,
     /// No longer let in.
     pub gone_sources: Vec<SourceKey>,
     pub retired: Retired,
@@ -44,9 +47,9 @@ impl Retired {
 
 impl Operations {
     pub(crate) fn len(&self) -> usize {
-        let written = self.backends.len() + self.slots.len() + self.sources.len() + self.services.len();
-        let gone = self.gone_frontends.len() + self.gone_sources.len();
-        written + self.frontends.len() + gone + self.retired.len()
+        let reached = self.backends.len() + self.slots.len() + self.sources.len() + self.members.len();
+        let gone = self.gone_frontends.len() + self.gone_sources.len() + self.gone_members.len();
+        reached + self.services.len() + self.frontends.len() + gone + self.retired.len()
     }
 }
 
@@ -58,6 +61,8 @@ struct Entry {
     sources: BTreeSet<RouteKey>,
     /// In the order of the slots.
     backends: Vec<u32>,
+    /// Its part of `members`, by backend.
+    members: BTreeMap<u32, u32>,
     /// A Service has claimed it; adopted ones wait for theirs.
     owned: bool,
 }
@@ -75,6 +80,7 @@ pub(crate) struct Ledger {
     next_service: u32,
     next_backend: u32,
     slots: usize,
+    members: usize,
 }
 
 /// Ids are not used again until the counter wraps, 4 billion later. An earlier agent may have used some beyond the
@@ -89,6 +95,7 @@ pub(crate) struct Found {
     pub slots: Vec<(SlotKey, u32)>,
     pub backends: Vec<(u32, Backend)>,
     pub sources: Vec<(SourceKey, u32)>,
+    pub members: Vec<(MemberKey, u32)>,
 }
 
 impl Ledger {
@@ -113,6 +120,15 @@ impl Ledger {
             match ledger.entries.get_mut(&key.service) {
                 Some(entry) => drop(entry.sources.insert(range(&key))),
                 None => operations.retired.sources.push(key),
+            }
+        }
+        for (key, value) in found.members {
+            match ledger.entries.get_mut(&key.service) {
+                Some(entry) => {
+                    entry.members.insert(key.backend, value);
+                    ledger.members += 1;
+                }
+                None => operations.gone_members.push(key),
             }
         }
         ledger.backends.retain(|id, (_, users)| {
@@ -153,6 +169,7 @@ impl Ledger {
             self.change_entry(id, plan, operations);
             now.push(id);
         }
+        self.change_members(&now, plans, operations);
         before.into_iter().for_each(|id| self.remove_entry(id, operations));
         if !now.is_empty() {
             self.owned.insert(key.clone(), now);
@@ -229,6 +246,27 @@ impl Ledger {
         entry.frontends.clone_from(&plan.frontends);
     }
 
+    /// Whom affinity may lead to. The entries of one port remember their clients under the lowest of their ids.
+    fn change_members(&mut self, ids: &[u32], plans: &[ServicePlan], operations: &mut Operations) {
+        for (id, plan) in ids.iter().zip(plans) {
+            let Some(entry) = self.entries.get_mut(id) else { continue };
+            let mut members = BTreeMap::new();
+            if plan.affinity > 0 {
+                let of_port = ids.iter().zip(plans).filter(|(_, other)| other.port == plan.port);
+                let group = of_port.map(|(id, _)| *id).min().unwrap_or(*id);
+                members.insert(MemberKey::group(*id).backend, group);
+                members.extend(entry.backends.iter().map(|backend| (*backend, 1)));
+            }
+            let key = |backend: &u32| MemberKey { service: *id, backend: *backend };
+            let new = members.iter().filter(|(backend, value)| entry.members.get(backend) != Some(value));
+            operations.members.extend(new.map(|(backend, value)| (key(backend), *value)));
+            let gone = entry.members.keys().filter(|backend| !members.contains_key(backend));
+            operations.gone_members.extend(gone.map(key));
+            self.members = self.members + members.len() - entry.members.len();
+            entry.members = members;
+        }
+    }
+
     fn remove_entry(&mut self, id: u32, operations: &mut Operations) {
         let Some(entry) = self.entries.remove(&id) else { return };
         for key in &entry.frontends {
@@ -237,6 +275,10 @@ impl Ledger {
                 operations.gone_frontends.push(*key);
             }
         }
+        operations
+            .gone_members
+            .extend(entry.members.keys().map(|backend| MemberKey { service: id, backend: *backend }));
+        self.members -= entry.members.len();
         operations.retired.services.push(id);
         operations.retired.sources.extend(entry.sources.iter().map(|range| source(id, range)));
         operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));
@@ -269,10 +311,10 @@ impl Ledger {
         }
     }
 
-    /// Entries in frontends, services, slots, backends and source ranges.
-    pub(crate) fn sizes(&self) -> [usize; 5] {
+    /// Entries in frontends, services, slots, backends, source ranges and members.
+    pub(crate) fn sizes(&self) -> [usize; 6] {
         let sources = self.entries.values().map(|entry| entry.sources.len()).sum();
-        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len(), sources]
+        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len(), sources, self.members]
     }
 
     /// Whether a source is let in: again, perhaps, since it was retired.

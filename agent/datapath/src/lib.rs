@@ -22,6 +22,7 @@ mod ledger;
 mod migration;
 mod netfilter;
 mod nics;
+mod namespaces;
 mod node_ports;
 mod plan;
 mod programs;
@@ -33,8 +34,8 @@ pub use config::{Config, Sizes, VXLAN};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
 pub use device::keep_overlay;
 pub use dump::{
-    ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow, connections,
-    counters, dump, endpoints, node_addresses, routes, services, translations,
+    AffinityRow, ConnectionRow, CounterRow, Dump, NodeAddressRow, Peers, RouteRow, ServiceRow, TranslationRow,
+    affinity, connections, counters, dump, endpoints, node_addresses, routes, services, translations,
 };
 pub use error::{Error, Result};
 pub use fill::MapFill;

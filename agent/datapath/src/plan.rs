@@ -25,6 +25,8 @@ pub struct ServicePlan {
     /// `leme_abi::Service` flags.
     pub flags: u32,
     pub affinity: u32,
+    /// Number and protocol of the Service's port: a client's affinity is one for all its entries.
+    pub port: (u16, u8),
 }
 
 /// Routes to other nodes' pods, and every address on which NodePorts answer.
@@ -103,6 +105,7 @@ fn plan_port(endpoints: Endpoints<'_>, service: &Service, sources: &BTreeSet<Rou
         ],
     };
     plans.extend(guarded);
+    plans.iter_mut().for_each(|plan| plan.port = (port.port, port.protocol.number()));
     plans.retain(|plan| !plan.frontends.is_empty());
     plans
 }

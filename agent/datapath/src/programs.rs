@@ -110,7 +110,10 @@ impl Sizes {
             ("backends", self.backends),
             ("node_addresses", self.routes),
             ("source_ranges", self.routes),
+            ("members", self.slots),
+            ("affinity", (self.connections / 4).max(64)),
             ("endpoints", self.endpoints),
+            ("namespaces", self.endpoints),
             ("routes", self.routes),
             ("conntrack", self.connections),
             // Two translations per connection.

@@ -39,7 +39,7 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 pub trait Endpoints: Send + Sync {
     /// Attaches the programs to the pod's node end, makes its address known and does what else it asked for. Repeating
     /// it changes nothing.
-    async fn add(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<()>;
+    async fn add(&self, veth: &Veth, ifindex: u32, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()>;
     /// Makes an address unknown, with all that leads to it; one that is unknown is done.
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()>;
 }
@@ -78,7 +78,7 @@ impl CniServer {
         for reservation in &held {
             let veth = self.veth(reservation);
             match self.links.index(&veth.host_ifname).await? {
-                Some(ifindex) => self.endpoints.add(&veth, ifindex, &reservation.runtime).await?,
+                Some(ifindex) => self.endpoints.add(&veth, ifindex, &reservation.netns, &reservation.runtime).await?,
                 // The pod's namespace is gone; its address stays reserved until the runtime says DEL.
                 None => self.endpoints.remove(veth.address).await?,
             }
@@ -159,7 +159,7 @@ impl CniServer {
     async fn attach(&self, veth: &Veth, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
         self.endpoints.remove(veth.address).await?;
         let ifindex = self.links.create(veth, netns, self.shape.router).await?;
-        self.endpoints.add(veth, ifindex, runtime).await
+        self.endpoints.add(veth, ifindex, netns, runtime).await
     }
 
     fn attachment(&self, veth: &Veth, netns: String) -> Attachment {

@@ -152,12 +152,17 @@ impl Kernel {
 
 #[async_trait]
 impl Endpoints for Kernel {
-    async fn add(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<()> {
+    async fn add(&self, veth: &Veth, ifindex: u32, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
         let addr = IpAddr::V4(veth.address);
         let endpoint = EndpointSpec { addr, ifindex, mac: veth.mac, host_mac: veth.host_mac };
         let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
+        let netns = PathBuf::from(netns);
         let added = self.with(move |datapath| {
             datapath.add_endpoint(&endpoint)?;
+            // The pod works without: what depends on who asks is then decided per packet.
+            if let Err(error) = datapath.add_namespace(addr, &netns) {
+                warn!(%error, %addr, "a pod's sockets are not known as its own");
+            }
             datapath.set_host_ports(addr, &ports)
         });
         Ok(added.await?)

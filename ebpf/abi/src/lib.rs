@@ -17,7 +17,7 @@ pub use address::{Addr, Port, Protocol};
 pub use drop_reason::{COUNTERS, Counter, Direction, DropReason};
 pub use flow::{Conntrack, ConntrackState, FragmentKey, Leg, Ports, Translation, Tuple};
 pub use route::{Endpoint, LanNode, NodeAddress, Route, RouteKey};
-pub use service::{Backend, FrontendKey, Scope, Service, SlotKey, SourceKey};
+pub use service::{Affinity, AffinityKey, Backend, FrontendKey, MemberKey, Scope, Service, SlotKey, SourceKey};
 pub use settings::{Settings, feature};
 pub use socket::{Origin, OriginKey};
 

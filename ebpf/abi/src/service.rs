@@ -72,6 +72,41 @@ pub struct SlotKey {
     pub n: u32,
 }
 
+/// Which client asked which Service port. A client is a pod's or a node's address wherever it is asked for, else the
+/// address a packet comes from; a Service port is the lowest id of those that serve it, which [`MemberKey::group`] tells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct AffinityKey {
+    pub client: Addr,
+    pub service: u32,
+}
+
+/// The backend that a client had last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Affinity {
+    /// When it was chosen last, nanoseconds of the monotonic clock.
+    pub used: u64,
+    pub backend: u32,
+    pub reserved: u32,
+}
+
+/// What affinity may lead to: the current backends of each Service that has it. Backend 0 tells the Service's group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct MemberKey {
+    pub service: u32,
+    pub backend: u32,
+}
+
+impl MemberKey {
+    /// Where a Service's group stands: the id under which all entries of one Service port remember their clients.
+    #[inline(always)]
+    pub const fn group(service: u32) -> Self {
+        Self { service, backend: 0 }
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Backend {
@@ -98,3 +133,6 @@ const _: () = assert!(size_of::<Service>() == 16);
 const _: () = assert!(size_of::<SourceKey>() == 24);
 const _: () = assert!(size_of::<SlotKey>() == 12);
 const _: () = assert!(size_of::<Backend>() == 24);
+const _: () = assert!(size_of::<AffinityKey>() == 20);
+const _: () = assert!(size_of::<Affinity>() == 16);
+const _: () = assert!(size_of::<MemberKey>() == 8);

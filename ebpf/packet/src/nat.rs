@@ -143,7 +143,7 @@ pub enum Source {
 /// Opens a connection to the backend in `work.target`.
 #[inline(always)]
 pub fn establish_service(tables: &impl Connections, work: &mut Work, source: Source) -> Result<(), DropReason> {
-    let Target { backend, service, id } = work.target;
+    let Target { backend, service, id, .. } = work.target;
     establish(tables, work, (backend.addr, backend.port), source, (service, id))
 }
 

@@ -1,7 +1,11 @@
 //! From a frontend to a backend.
 
 use crate::tables::Services;
-use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Scope, Service, SlotKey, Tuple};
+use leme_abi::{
+    Addr, Affinity, AffinityKey, Backend, FrontendKey, MemberKey, NodeAddress, Port, Scope, Service, SlotKey, Tuple,
+};
+
+const SECOND: u64 = 1_000_000_000;
 
 /// What an address turned out to be. Who serves it goes to a place of the caller's: an enum that carries it would
 /// have the compiler copy what no branch has written, which the verifier refuses.
@@ -25,6 +29,9 @@ pub struct Target {
     pub backend: Backend,
     pub service: u32,
     pub id: u32,
+    /// Room for affinity: the stack is short.
+    pub(crate) who: AffinityKey,
+    pub(crate) last: Affinity,
 }
 
 /// Looks up who serves a tuple's destination, and whether it serves its source. `pick` chooses the slot. A loopback
@@ -34,14 +41,15 @@ pub fn resolve(tables: &impl Services, tuple: &Tuple, scope: Scope, pick: u32, t
     if tuple.dst.is_loopback_v4() {
         return Resolved::Foreign;
     }
-    resolve_address(tables, Some(&tuple.src), &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
+    resolve_address(tables, || tuple.src, &tuple.dst, (tuple.dport, tuple.proto), scope, pick, target)
 }
 
-/// Who asks may not be known yet, at a socket: then a guarded Service is left to the packet path.
+/// `source` is asked only where it matters who asks. At a socket that may not be known (`Addr::ANY`): then the Service is
+/// left to the packet path.
 #[inline(always)]
 pub fn resolve_address(
     tables: &impl Services,
-    source: Option<&Addr>,
+    source: impl FnOnce() -> Addr,
     addr: &Addr,
     (port, proto): (Port, u8),
     scope: Scope,
@@ -66,6 +74,7 @@ pub fn resolve_address(
 #[inline(always)]
 pub fn resolve_loopback(
     tables: &impl Services,
+    source: impl FnOnce() -> Addr,
     addr: &Addr,
     (port, proto): (Port, u8),
     pick: u32,
@@ -77,7 +86,7 @@ pub fn resolve_loopback(
     if id == 0 {
         id = tables.frontend(&FrontendKey { addr: Addr::ANY, ..exact });
     }
-    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, None, at, pick, target) }
+    if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, source, at, pick, target) }
 }
 
 /// Outside clients see the `External` entry where there is one, else the one everybody sees.
@@ -95,7 +104,7 @@ fn find(tables: &impl Services, key: FrontendKey) -> u32 {
 fn pick_backend(
     tables: &impl Services,
     id: u32,
-    source: Option<&Addr>,
+    source: impl FnOnce() -> Addr,
     at: u32,
     pick: u32,
     target: &mut Target,
@@ -108,19 +117,64 @@ fn pick_backend(
     if at & NodeAddress::NO_NODE_PORTS != 0 && service.flags & Service::HOST_PORT == 0 {
         return Resolved::Foreign;
     }
-    if service.flags & Service::GUARDED != 0 {
-        match source {
-            None => return Resolved::Foreign,
-            Some(source) if !tables.admits(id, source) => return Resolved::Denied,
-            Some(_) => {}
-        }
+    let guarded = service.flags & Service::GUARDED != 0;
+    let source = if guarded || service.affinity != 0 { source() } else { Addr::ANY };
+    if guarded && source == Addr::ANY {
+        return Resolved::Foreign;
+    }
+    if guarded && !tables.admits(id, &source) {
+        return Resolved::Denied;
     }
     if service.count == 0 {
         return if service.flags & Service::ELSEWHERE != 0 { Resolved::Elsewhere } else { Resolved::Empty };
     }
+    let slot = SlotKey { service: id, generation: service.generation, n: pick % service.count };
+    if service.affinity == 0 {
+        target.id = tables.slot(&slot);
+    } else if source != Addr::ANY {
+        target.id = stick(tables, slot, service.affinity, source, target);
+    } else {
+        return Resolved::Foreign;
+    }
     target.service = id;
-    target.id = tables.slot(&SlotKey { service: id, generation: service.generation, n: pick % service.count });
     let Some(backend) = tables.backend(target.id) else { return Resolved::Empty };
     target.backend = *backend;
     Resolved::Backend
+}
+
+/// The backend that a client had last, if that is not too long ago and it still serves; else the slot's, remembered.
+/// `timeout` is in seconds of silence between new connections (`sessionAffinityConfig`).
+#[inline(always)]
+fn stick(tables: &impl Services, slot: SlotKey, timeout: u32, source: Addr, target: &mut Target) -> u32 {
+    let own = tables.node_address(&source) & NodeAddress::LOCAL != 0;
+    target.who.client = if own { tables.node() } else { source };
+    target.who.service = tables.member(&MemberKey::group(slot.service));
+    let known = recall(tables, slot.service, timeout, target);
+    if target.last.backend != 0 {
+        return target.last.backend;
+    }
+    target.last = Affinity { used: tables.now(), backend: tables.slot(&slot), reserved: 0 };
+    let backend = target.last.backend;
+    if tables.remember_affinity(&target.who, &target.last, !known) {
+        return backend;
+    }
+    // Another CPU was faster with this client's first connection.
+    recall(tables, slot.service, timeout, target);
+    if target.last.backend == 0 { backend } else { target.last.backend }
+}
+
+/// Whether anything is remembered of a client; `target.last` is the backend it may go on with, used now, or 0.
+#[inline(always)]
+fn recall(tables: &impl Services, service: u32, timeout: u32, target: &mut Target) -> bool {
+    target.last = Affinity::default();
+    let last = &mut target.last;
+    let known = tables.affinity(&target.who, |affinity| *last = *affinity);
+    let now = tables.now();
+    let expired = now.saturating_sub(target.last.used) > u64::from(timeout) * SECOND;
+    if expired || tables.member(&MemberKey { service, backend: target.last.backend }) == 0 {
+        target.last.backend = 0;
+    } else if target.last.backend != 0 {
+        tables.affinity(&target.who, |affinity| affinity.used = now);
+    }
+    known
 }

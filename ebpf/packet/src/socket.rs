@@ -9,17 +9,19 @@ use leme_abi::{Addr, Port, Scope};
 /// What a socket that names `addr:port` gets. On the node itself NodePorts and hostPorts answer on loopback too, unless
 /// the node's settings say otherwise; in a pod loopback is the pod's.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into hooks, where a structure would be copied to a short stack")]
 pub fn choose_backend(
     tables: &impl Services,
     addr: &Addr,
     port: Port,
     proto: u8,
     host: bool,
+    source: impl FnOnce() -> Addr,
     pick: u32,
     target: &mut Target,
 ) -> Resolved {
     if !addr.is_loopback_v4() {
-        return resolve_address(tables, None, addr, (port, proto), Scope::Cluster, pick, target);
+        return resolve_address(tables, source, addr, (port, proto), Scope::Cluster, pick, target);
     }
-    if host { resolve_loopback(tables, addr, (port, proto), pick, target) } else { Resolved::Foreign }
+    if host { resolve_loopback(tables, source, addr, (port, proto), pick, target) } else { Resolved::Foreign }
 }

@@ -2,7 +2,8 @@
 
 use bytemuck::Pod;
 use leme_abi::{
-    Addr, Backend, Conntrack, Endpoint, FragmentKey, FrontendKey, Ports, Route, Service, SlotKey, Translation, Tuple,
+    Addr, Affinity, AffinityKey, Backend, Conntrack, Endpoint, FragmentKey, FrontendKey, MemberKey, Ports, Route,
+    Service, SlotKey, Translation, Tuple,
 };
 
 /// The bytes of a packet, from its Ethernet header on.
@@ -33,12 +34,20 @@ pub trait Connections {
 }
 
 /// Services. An id of 0 is nobody's, in services and backends alike.
-pub trait Services {
+pub trait Services: Connections {
+    /// The node's own address: source of masqueraded traffic, and the client that all of the node's sockets are.
+    fn node(&self) -> Addr;
     fn random_slot(&self) -> u32;
     fn frontend(&self, key: &FrontendKey) -> u32;
     fn service(&self, id: u32) -> Option<&Service>;
     fn slot(&self, key: &SlotKey) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// What stands under a member: 0 is no member.
+    fn member(&self, key: &MemberKey) -> u32;
+    /// Looks at, or changes in place, what a client had last; false if nothing.
+    fn affinity(&self, key: &AffinityKey, visit: impl FnOnce(&mut Affinity)) -> bool;
+    /// Writes; where another may be faster, only if absent: true if this call wrote it.
+    fn remember_affinity(&self, key: &AffinityKey, affinity: &Affinity, only_if_absent: bool) -> bool;
     /// Whether a guarded Service serves a source.
     fn admits(&self, service: u32, source: &Addr) -> bool;
     /// Flags of a node's address, `NodeAddress::KNOWN` among them; 0 if it is nobody's.
@@ -46,9 +55,7 @@ pub trait Services {
 }
 
 /// Everything a node's hooks need.
-pub trait Tables: Connections + Services {
-    /// Source of masqueraded traffic.
-    fn node(&self) -> Addr;
+pub trait Tables: Services {
     /// Source towards other nodes' pods.
     fn router(&self) -> Addr;
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;

@@ -1,14 +1,14 @@
 //! The maps, and how decisions see them. Sizes here are smallest; the loader sets the real ones.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use leme_abi::{
-    Addr, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey, FrontendKey, LanNode,
-    Origin, OriginKey, Ports, Route, Service, Settings, SlotKey, Translation, Tuple,
+    Addr, Affinity, AffinityKey, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey,
+    FrontendKey, LanNode, MemberKey, Origin, OriginKey, Ports, Route, Service, Settings, SlotKey, Translation, Tuple,
 };
 use leme_packet::{Connections, LanTables, Services, Tables, Work};
 
@@ -25,6 +25,13 @@ pub static SLOTS: HashMap<SlotKey, u32, 1, SPARSE> = HashMap::new();
 pub static BACKENDS: HashMap<u32, Backend, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "source_ranges")]
 pub static SOURCE_RANGES: LpmTrie<Source, u32, 1> = LpmTrie::new();
+#[btf_map(name = "members")]
+pub static MEMBERS: HashMap<MemberKey, u32, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "affinity")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 1> = LruHashMap::new();
+/// Cookie of a pod's network namespace → the pod's address.
+#[btf_map(name = "namespaces")]
+pub static NAMESPACES: HashMap<u64, Addr, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "node_addresses")]
 pub static NODE_ADDRESSES: HashMap<Addr, u32, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "endpoints")]
@@ -222,6 +229,35 @@ impl Services for Maps {
     }
 
     #[inline(always)]
+    fn node(&self) -> Addr {
+        settings::node()
+    }
+
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> u32 {
+        value!(MEMBERS, key).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey, visit: impl FnOnce(&mut Affinity)) -> bool {
+        match AFFINITY.get_ptr_mut(key) {
+            Some(affinity) => {
+                // SAFETY: the entry stays mapped while the program runs; its words are read and written whole, and whose
+                // time stamp stays when two connections begin at once does not matter.
+                visit(unsafe { &mut *affinity });
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn remember_affinity(&self, key: &AffinityKey, affinity: &Affinity, only_if_absent: bool) -> bool {
+        let flags = if only_if_absent { BPF_NOEXIST } else { BPF_ANY };
+        AFFINITY.insert(key, affinity, u64::from(flags)).is_ok()
+    }
+
+    #[inline(always)]
     fn admits(&self, service: u32, source: &Addr) -> bool {
         SOURCE_RANGES.get(&Key::new(32 + 128, Source { service, addr: *source })).is_some()
     }
@@ -233,11 +269,6 @@ impl Services for Maps {
 }
 
 impl Tables for Maps {
-    #[inline(always)]
-    fn node(&self) -> Addr {
-        settings::node()
-    }
-
     #[inline(always)]
     fn router(&self) -> Addr {
         settings::router()

@@ -1,6 +1,6 @@
 //! cgroup hooks: Services are resolved when a socket names its peer, and undone when it asks who that is.
 
-use crate::maps::{Maps, SENDER_ORIGIN, SOCKET_ORIGIN, settings};
+use crate::maps::{Maps, NAMESPACES, SENDER_ORIGIN, SOCKET_ORIGIN, settings};
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
@@ -126,7 +126,8 @@ fn resolve<const FAMILY: u8>(ctx: &SockAddrContext, pick: u32, origin: &mut Orig
     }
     let mut target = Target::default();
     let (addr, port) = (origin.frontend, origin.frontend_port);
-    let found = choose_backend(&Maps, &addr, port, proto, is_host(ctx), pick, &mut target);
+    let host = is_host(ctx);
+    let found = choose_backend(&Maps, &addr, port, proto, host, || client(ctx, host), pick, &mut target);
     origin.backend = target.backend.addr;
     origin.backend_port = target.backend.port;
     origin.service = target.service;
@@ -142,6 +143,17 @@ fn is_host(ctx: &SockAddrContext) -> bool {
         let host = if host == 0 { bpf_get_netns_cookie(core::ptr::null_mut()) } else { host };
         bpf_get_netns_cookie(ctx.as_ptr()) == host
     }
+}
+
+/// The address that its packets will come from: the node's, or the pod's by its namespace. `Addr::ANY` where the agent
+/// cannot know a namespace's cookie (before 5.14) or the namespace is not a pod's.
+#[inline(always)]
+fn client(ctx: &SockAddrContext, host: bool) -> Addr {
+    if host {
+        return settings::node();
+    }
+    // SAFETY: the context is the one this program was called with; values are plain bytes, copied at once.
+    unsafe { NAMESPACES.get(bpf_get_netns_cookie(ctx.as_ptr())).copied().unwrap_or(Addr::ANY) }
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::{Found, Ledger, Operations};
 use crate::{ObjectKey, plan::ServicePlan};
-use leme_abi::{Addr, Backend, FrontendKey, Port, Service, SlotKey, SourceKey};
+use leme_abi::{Addr, Backend, FrontendKey, MemberKey, Port, Service, SlotKey, SourceKey};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -15,6 +15,7 @@ struct Kernel {
     slots: BTreeMap<SlotKey, u32>,
     backends: BTreeMap<u32, Backend>,
     sources: BTreeSet<SourceKey>,
+    members: BTreeMap<MemberKey, u32>,
 }
 
 impl Kernel {
@@ -31,6 +32,7 @@ impl Kernel {
         for (key, _) in &operations.sources {
             self.sources.insert(*key);
         }
+        self.members.extend(operations.members.iter().copied());
         for (id, service) in &operations.services {
             self.services.insert(*id, *service);
             self.check();
@@ -46,6 +48,8 @@ impl Kernel {
         for key in &operations.gone_sources {
             self.sources.remove(key);
         }
+        self.members.retain(|key, _| !operations.gone_members.contains(key));
+        self.check_members();
     }
 
     fn bury(&mut self, operations: &Operations) {
@@ -67,6 +71,17 @@ impl Kernel {
         }
     }
 
+    /// Where there is affinity it may lead to each current backend, and nowhere else.
+    fn check_members(&self) {
+        for (id, service) in self.services.iter().filter(|(id, _)| self.frontends.values().any(|used| used == *id)) {
+            let of_service = self.members.iter().filter(|(key, _)| key.service == *id);
+            let members: BTreeSet<u32> = of_service.map(|(key, _)| key.backend).collect();
+            let slot = |n| self.slots[&SlotKey { service: *id, generation: service.generation, n }];
+            let expected = (0..service.count).map(slot).chain([MemberKey::group(*id).backend]);
+            assert_eq!(members, if service.affinity > 0 { expected.collect() } else { BTreeSet::new() });
+        }
+    }
+
     /// Frontend → backends, as a packet sees it.
     fn view(&self) -> BTreeMap<FrontendKey, BTreeSet<Backend>> {
         let backends = |id: &u32| {
@@ -84,6 +99,7 @@ impl Kernel {
             slots: self.slots.clone().into_iter().collect(),
             backends: self.backends.clone().into_iter().collect(),
             sources: self.sources.iter().map(|key| (*key, 1)).collect(),
+            members: self.members.clone().into_iter().collect(),
         }
     }
 }
@@ -160,7 +176,41 @@ fn a_removed_service_leaves_nothing() {
     world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[2])]);
     world.change(1, &[]);
     assert_eq!(world.kernel, Kernel::default());
-    assert_eq!(world.ledger.sizes(), [0; 5]);
+    assert_eq!(world.ledger.sizes(), [0; 6]);
+}
+
+fn sticky(plan: ServicePlan) -> ServicePlan {
+    ServicePlan { affinity: 60, ..plan }
+}
+
+#[test]
+fn affinity_leads_to_current_backends_only_and_goes_with_the_service() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1, 2])]);
+    let turned_on = world.change(1, &[sticky(plan(&[80], &[1, 2]))]);
+    assert_eq!((turned_on.members.len(), turned_on.services.len(), turned_on.slots.len()), (3, 1, 0));
+    let one_less = world.change(1, &[sticky(plan(&[80], &[2]))]);
+    assert_eq!((one_less.members.len(), one_less.gone_members.len()), (0, 1));
+    world.restart();
+    assert_eq!(world.change(1, &[sticky(plan(&[80], &[2]))]).len(), 0);
+    assert_eq!(world.change(1, &[plan(&[80], &[2])]).gone_members.len(), 2);
+    world.change(1, &[sticky(plan(&[80], &[2]))]);
+    world.change(1, &[]);
+    assert_eq!(world.kernel, Kernel::default());
+}
+
+#[test]
+fn the_entries_of_one_port_remember_their_clients_together() {
+    let mut world = World::new();
+    let of_port = |port, plan: ServicePlan| ServicePlan { port: (port, 6), ..sticky(plan) };
+    let plans = [of_port(80, plan(&[80], &[1])), of_port(80, plan(&[30080], &[1, 2])), of_port(81, plan(&[81], &[1]))];
+    world.change(1, &plans);
+    let group =
+        |world: &World, number| world.kernel.members[&MemberKey::group(world.kernel.frontends[&frontend(number)])];
+    assert_eq!(group(&world, 80), group(&world, 30080));
+    assert_ne!(group(&world, 80), group(&world, 81));
+    world.restart();
+    assert_eq!(world.change(1, &plans).len(), 0);
 }
 
 fn guard(plan: ServicePlan, networks: &[&str]) -> ServicePlan {
@@ -268,7 +318,9 @@ fn whatever_the_order_of_changes_the_kernel_ends_as_planned() {
                 world.change(name, &[]);
             } else {
                 let backends: Vec<u8> = (1..8).filter(|_| next(&mut seed).is_multiple_of(2)).collect();
+                let affinity = 60 * (next(&mut seed) as u32 % 2);
                 let planned = plan(&[name * 2, name * 2 + next(&mut seed) as u16 % 2], &backends);
+                let planned = ServicePlan { affinity, ..planned };
                 world.change(name, std::slice::from_ref(&planned));
                 wanted.insert(name, planned);
             }

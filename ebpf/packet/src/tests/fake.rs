@@ -7,8 +7,8 @@ use core::{
     net::Ipv4Addr,
 };
 use leme_abi::{
-    Addr, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, NodeAddress, Port, Ports, Protocol,
-    Route, Scope, Service, SlotKey, Translation, Tuple,
+    Addr, Affinity, AffinityKey, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, MemberKey,
+    NodeAddress, Port, Ports, Protocol, Route, Scope, Service, SlotKey, Translation, Tuple,
 };
 use std::{
     boxed::Box,
@@ -34,6 +34,8 @@ pub(super) struct Fake {
     pub node_addresses: HashMap<Addr, u32>,
     /// Service and source.
     pub sources: HashSet<(u32, Addr)>,
+    pub members: HashMap<MemberKey, u32>,
+    pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     endpoints: HashMap<Addr, Endpoint>,
     pub now: Cell<u64>,
     pub ports: (u16, u16),
@@ -61,6 +63,8 @@ impl Fake {
             slots: HashMap::new(),
             backends: HashMap::new(),
             sources: HashSet::new(),
+            members: HashMap::new(),
+            affinity: RefCell::default(),
             node_addresses,
             endpoints: HashMap::from([(addr("10.244.1.2"), endpoint(2)), (addr("10.244.1.3"), endpoint(3))]),
             now: Cell::new(1),
@@ -85,6 +89,42 @@ impl Fake {
             let backend =
                 Backend { addr: addr(backend), port: Port::new(*port), proto: Protocol::TCP, ..Backend::default() };
             self.backends.insert(backend_id, backend);
+        }
+    }
+
+    /// Another entry with the same backends.
+    pub(super) fn share(&mut self, id: u32, other: u32, frontends: &[(Addr, u16, Scope)]) {
+        self.serve(other, frontends, &[], 0);
+        let service = self.services[&id];
+        self.services.insert(other, service);
+        for n in 0..service.count {
+            let backend = self.slots[&SlotKey { service: id, generation: service.generation, n }];
+            self.slots.insert(SlotKey { service: other, generation: service.generation, n }, backend);
+        }
+    }
+
+    /// A backend leaves a Service with affinity, in the next generation of its slots.
+    pub(super) fn retire(&mut self, id: u32, gone: Addr) {
+        let service = self.services[&id];
+        let slots = (0..service.count).map(|n| self.slots[&SlotKey { service: id, generation: service.generation, n }]);
+        let kept: Vec<u32> = slots.filter(|backend| self.backends[backend].addr != gone).collect();
+        let next = Service { generation: service.generation + 1, count: kept.len() as u32, ..service };
+        for (n, backend) in (0..).zip(kept) {
+            self.slots.insert(SlotKey { service: id, generation: next.generation, n }, backend);
+        }
+        self.services.insert(id, next);
+        self.stick(id, self.members[&MemberKey::group(id)], next.affinity);
+    }
+
+    /// Gives a Service affinity, its clients remembered under `group`.
+    pub(super) fn stick(&mut self, id: u32, group: u32, timeout: u32) {
+        let service = self.services.get_mut(&id).unwrap();
+        service.affinity = timeout;
+        self.members.retain(|key, _| key.service != id);
+        self.members.insert(MemberKey::group(id), group);
+        for n in 0..service.count {
+            let backend = self.slots[&SlotKey { service: id, generation: service.generation, n }];
+            self.members.insert(MemberKey { service: id, backend }, 1);
         }
     }
 }
@@ -147,6 +187,23 @@ impl Services for Fake {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(&id)
     }
+    fn node(&self) -> Addr {
+        addr("10.89.0.11")
+    }
+    fn member(&self, key: &MemberKey) -> u32 {
+        self.members.get(key).copied().unwrap_or(0)
+    }
+    fn affinity(&self, key: &AffinityKey, visit: impl FnOnce(&mut Affinity)) -> bool {
+        self.affinity.borrow_mut().get_mut(key).map(visit).is_some()
+    }
+    fn remember_affinity(&self, key: &AffinityKey, affinity: &Affinity, only_if_absent: bool) -> bool {
+        let mut entries = self.affinity.borrow_mut();
+        if only_if_absent && entries.contains_key(key) {
+            return false;
+        }
+        entries.insert(*key, *affinity);
+        true
+    }
     fn admits(&self, service: u32, source: &Addr) -> bool {
         self.sources.contains(&(service, *source))
     }
@@ -156,9 +213,6 @@ impl Services for Fake {
 }
 
 impl Tables for Fake {
-    fn node(&self) -> Addr {
-        addr("10.89.0.11")
-    }
     fn router(&self) -> Addr {
         addr("10.244.1.1")
     }

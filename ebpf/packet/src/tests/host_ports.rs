@@ -29,7 +29,7 @@ fn from_pod2(tables: &Fake, dst: &str) -> (Next, Tuple) {
 /// What a socket gets: of the node, or of a pod.
 fn connect(tables: &Fake, host: bool, dst: &str) -> Option<(Addr, u16)> {
     let mut target = Target::default();
-    let found = choose_backend(tables, &addr(dst), Port::new(8080), TCP, host, 0, &mut target);
+    let found = choose_backend(tables, &addr(dst), Port::new(8080), TCP, host, || Addr::ANY, 0, &mut target);
     (found == Resolved::Backend).then_some((target.backend.addr, target.backend.port.number()))
 }
 

@@ -6,7 +6,7 @@ use crate::{
     overlay_ingress, to_pod,
 };
 use leme_abi::{Addr, DropReason, NodeAddress, Port, Protocol, Scope, Service, Tuple};
-use std::vec::Vec;
+use std::{collections::BTreeSet, vec::Vec};
 
 const TCP: u8 = Protocol::TCP;
 const SYN: u8 = Packet::SYN;
@@ -216,7 +216,7 @@ fn a_local_policy_drops_what_only_other_nodes_could_serve() {
 }
 
 #[test]
-fn a_guarded_service_is_for_its_sources_only_and_never_resolved_at_a_socket() {
+fn a_guarded_service_is_for_its_sources_only_and_not_for_sockets_whose_client_is_unknown() {
     let mut tables = Fake::new();
     tables.serve(5, &[(addr("203.0.113.8"), 80, Scope::Cluster)], &[("10.244.1.2", 8080)], Service::GUARDED);
     tables.sources = [(5, addr("198.51.100.2")), (5, addr("10.244.1.3")), (6, addr("198.51.100.3"))].into();
@@ -226,8 +226,13 @@ fn a_guarded_service_is_for_its_sources_only_and_never_resolved_at_a_socket() {
     assert_eq!(walk(&tables, pod3, &to_service("10.244.1.3")).0, Next::Pod);
     assert_eq!(dropped(&tables, pod2, &to_service("10.244.1.2")), Some(DropReason::SourceRange));
     assert_eq!(dropped(&tables, nic_egress, &to_service("10.89.0.11")), Some(DropReason::SourceRange));
-    let socket = choose_backend(&tables, &addr("203.0.113.8"), Port::new(80), TCP, true, 0, &mut Target::default());
-    assert_eq!(socket, Resolved::Foreign);
+    let at_socket = |client| {
+        let (service, port, mut target) = (addr("203.0.113.8"), Port::new(80), Target::default());
+        choose_backend(&tables, &service, port, TCP, false, || client, 0, &mut target)
+    };
+    assert_eq!(at_socket(Addr::ANY), Resolved::Foreign);
+    assert_eq!(at_socket(addr("10.244.1.3")), Resolved::Backend);
+    assert_eq!(at_socket(addr("10.244.1.2")), Resolved::Denied);
 }
 
 #[test]
@@ -248,7 +253,7 @@ fn a_socket_of_the_node_reaches_node_ports_on_loopback_unless_they_may_not_answe
     let mut tables = Fake::new();
     node_port(&mut tables, &[("10.244.1.2", 8080)]);
     let ask = |tables: &Fake, dst: &str, host: bool| {
-        choose_backend(tables, &addr(dst), Port::new(30080), TCP, host, 0, &mut Target::default())
+        choose_backend(tables, &addr(dst), Port::new(30080), TCP, host, || Addr::ANY, 0, &mut Target::default())
     };
     assert_eq!(ask(&tables, "127.0.0.1", true), Resolved::Backend);
     assert_eq!(ask(&tables, "127.9.9.9", true), Resolved::Backend);
@@ -368,4 +373,91 @@ fn a_direct_connection_steps_aside_for_a_translated_one() {
     assert_ne!(direct, translated);
     assert_eq!(walk(&tables, overlay_ingress, &answer(&direct, ACK)).1.dport.number(), port);
     assert_eq!(walk(&tables, overlay_ingress, &answer(&translated, ACK)).1.dport.number(), 40000);
+}
+
+const BACKENDS: [(&str, u16); 4] =
+    [("10.244.2.9", 8080), ("10.244.2.10", 8080), ("10.244.2.11", 8080), ("10.244.2.12", 8080)];
+
+/// Where a client's connections from these ports go.
+fn backends_of(tables: &Fake, hook: Hook, src: &str, dst: &str, dport: u16) -> BTreeSet<Addr> {
+    (40_000..40_032).map(|sport| walk(tables, hook, &tcp(src, sport, dst, dport, SYN)).1.dst).collect()
+}
+
+#[test]
+fn a_client_stays_with_its_backend_where_the_service_has_affinity() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    assert!(backends_of(&tables, pod2, "10.244.1.2", "10.96.0.10", 80).len() > 1);
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.stick(1, 1, 60);
+    assert_eq!(backends_of(&tables, pod2, "10.244.1.2", "10.96.0.10", 80).len(), 1);
+    assert_eq!(backends_of(&tables, pod3, "10.244.1.3", "10.96.0.10", 80).len(), 1);
+    assert_eq!(tables.affinity.borrow().len(), 2);
+}
+
+#[test]
+fn all_of_the_nodes_addresses_are_one_client() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.stick(1, 1, 60);
+    let first = backends_of(&tables, nic_egress, "10.89.0.11", "10.96.0.10", 80);
+    assert_eq!(backends_of(&tables, nic_egress, "10.244.1.1", "10.96.0.10", 80), first);
+    let mut target = Target::default();
+    let (service, port) = (addr("10.96.0.10"), Port::new(80));
+    choose_backend(&tables, &service, port, TCP, true, || addr("10.89.0.11"), 3, &mut target);
+    assert_eq!((first.first(), first.len()), (Some(&target.backend.addr), 1));
+    assert_eq!(tables.affinity.borrow().len(), 1);
+}
+
+#[test]
+fn silence_longer_than_the_timeout_and_a_backend_that_leaves_end_affinity() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.stick(1, 1, 60);
+    let second = 1_000_000_000;
+    let go = |tables: &Fake, sport| walk(tables, pod2, &tcp("10.244.1.2", sport, "10.96.0.10", 80, SYN)).1.dst;
+    let first = go(&tables, 40_000);
+    for sport in 40_001..40_010 {
+        tables.now.set(tables.now.get() + 60 * second);
+        assert_eq!(go(&tables, sport), first, "each use counts anew");
+    }
+    let long_after = (41_000..41_032).map(|sport| {
+        tables.now.set(tables.now.get() + 61 * second);
+        go(&tables, sport)
+    });
+    assert!(long_after.collect::<BTreeSet<_>>().len() > 1);
+
+    let last = go(&tables, 42_000);
+    tables.retire(1, last);
+    let next = go(&tables, 42_001);
+    assert_ne!(next, last);
+    let recorded: BTreeSet<Addr> = (43_000..43_032).map(|sport| go(&tables, sport)).collect();
+    assert_eq!(recorded, BTreeSet::from([next]));
+}
+
+#[test]
+fn affinity_is_one_for_all_entries_of_a_port_whose_backend_serves_there_too() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.stick(1, 1, 60);
+    let inside = backends_of(&tables, nic_ingress, "10.89.0.12", "10.96.0.10", 80);
+    tables.share(1, 2, &[(Addr::ANY, 30080, Scope::Cluster)]);
+    tables.stick(2, 1, 60);
+    assert_eq!(backends_of(&tables, nic_ingress, "10.89.0.12", "10.89.0.11", 30080), inside);
+}
+
+#[test]
+fn a_socket_whose_client_is_unknown_leaves_affinity_to_the_packet_path() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    let (service, port) = (addr("10.96.0.10"), Port::new(80));
+    let choose = |tables: &Fake, client| {
+        let mut target = Target::default();
+        choose_backend(tables, &service, port, TCP, false, || client, 3, &mut target)
+    };
+    assert_eq!(choose(&tables, Addr::ANY), Resolved::Backend);
+    tables.stick(1, 1, 60);
+    assert_eq!(choose(&tables, Addr::ANY), Resolved::Foreign);
+    assert_eq!(choose(&tables, addr("10.244.1.2")), Resolved::Backend);
 }

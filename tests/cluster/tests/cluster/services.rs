@@ -103,6 +103,37 @@ pub(crate) fn a_pod_reaches_itself_through_its_service(cluster: &Cluster) -> Res
     Ok(())
 }
 
+pub(crate) fn a_client_stays_with_one_replica_where_the_service_says_so(cluster: &Cluster) -> Result<()> {
+    let (_, tools) = (cluster.web(3)?, cluster.tools()?);
+    let (address, port) = cluster.service("nginx")?;
+    let patch = |affinity: &str| {
+        let patch = format!(r#"{{"spec":{{"sessionAffinity":"{affinity}","sessionAffinityConfig":null}}}}"#);
+        cluster.kubectl(&["patch", "service", "nginx", "-p", &patch])
+    };
+    patch("ClientIP")?;
+    for (place, node) in [
+        (Place::Pod(&tools[0]), &cluster.nodes[0]),
+        (Place::Node(&cluster.nodes[1].name), &cluster.nodes[1]),
+        (Place::Machine, &cluster.nodes[2]),
+    ] {
+        let node_port = SocketAddr::from((node.address, port));
+        let (first, times) = match place {
+            Place::Machine => (node_port, 1),
+            _ => ((address, 8000).into(), TIMES / 3),
+        };
+        let mut replicas = BTreeSet::new();
+        eventually(Duration::from_secs(10), &format!("{place} has one replica"), || {
+            replicas = ask(cluster, place, first, "/who", times)?.into_keys().collect();
+            ensure!(replicas.len() == 1, "it was answered by {replicas:?}");
+            Ok(())
+        })?;
+        let through_node: BTreeSet<_> = ask(cluster, place, node_port, "/who", TIMES / 3)?.into_keys().collect();
+        ensure!(through_node == replicas, "{place}: {replicas:?} through {first}, {through_node:?} through the node");
+    }
+    patch("None")?;
+    Ok(())
+}
+
 pub(crate) fn the_kernel_holds_what_the_endpoints_say(cluster: &Cluster) -> Result<()> {
     for replicas in [3, 0, 2] {
         cluster.web(replicas)?;
