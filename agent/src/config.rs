@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 pub use crate::node::Thresholds;
 pub use crate::pods::image_gc::Limits;
-use leme_datapath::NodePorts;
+use leme_datapath::{NodePorts, SocketLb};
 
 /// The version of Kubernetes this node speaks, reported as `kubeletVersion`.
 pub const KUBELET_VERSION: &str = "v1.36.2";
@@ -56,6 +56,8 @@ pub struct Config {
     pub proxy_healthz_address: Option<SocketAddr>,
     /// On which addresses NodePorts answer, as kube-proxy's `--nodeport-addresses`.
     pub node_ports: NodePorts,
+    /// Whose sockets get a backend when they name a Service.
+    pub socket_lb: SocketLb,
     pub bpf_dir: PathBuf,
     /// The command line of the name server's process; empty: none is started.
     pub dns_command: Vec<String>,
@@ -96,6 +98,7 @@ impl Config {
             healthz_address: (Ipv4Addr::LOCALHOST, 10248).into(),
             proxy_healthz_address: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
             node_ports: NodePorts::default(),
+            socket_lb: SocketLb::default(),
             bpf_dir: "/sys/fs/bpf/leme".into(),
             dns_command: Vec::new(),
             cni_conf_dir: "/etc/cni/net.d".into(),

@@ -138,6 +138,7 @@ fn start_network(
         pin_dir: config.bpf_dir.join(&config.node_name),
         cgroup: pods::cgroups::unified_directory(&config.cgroup_root),
         node_ports: config.node_ports.clone(),
+        socket_lb: config.socket_lb,
         health_address: config.proxy_healthz_address,
     };
     Ok(Some(network::start(network, client.clone(), events.clone(), shutdown.clone())))

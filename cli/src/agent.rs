@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use leme_agent::Config;
 use leme_agent::config::{Limits, Thresholds};
-use leme_datapath::NodePorts;
+use leme_datapath::{NodePorts, SocketLb};
 use tokio_util::sync::CancellationToken;
 
 use crate::server::default_address;
@@ -88,6 +88,10 @@ pub(crate) struct Options {
     /// On which addresses NodePorts answer: networks, or `primary` [default: on all of the nodes' addresses]
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…|primary")]
     nodeport_addresses: Vec<String>,
+    /// Whose sockets get a backend as soon as they name a Service; all others' packets get theirs on the way. Choose
+    /// host-only where sidecars of a service mesh must see which Service their pod asks for
+    #[arg(long, value_enum, default_value_t)]
+    socket_lb: SocketLbOption,
     /// Where containerd looks for network configurations
     #[arg(long, default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
@@ -97,6 +101,24 @@ pub(crate) struct Options {
     /// The plugin to install there [default: leme-cni beside this binary, if it is]
     #[arg(long)]
     cni_plugin: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum SocketLbOption {
+    /// Pods and the node itself
+    #[default]
+    All,
+    /// The node itself, not its pods
+    HostOnly,
+}
+
+impl From<SocketLbOption> for SocketLb {
+    fn from(option: SocketLbOption) -> Self {
+        match option {
+            SocketLbOption::All => Self::All,
+            SocketLbOption::HostOnly => Self::HostOnly,
+        }
+    }
 }
 
 pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
@@ -139,6 +161,7 @@ fn configure(options: Options) -> Result<Config> {
         client_ca_file: options.client_ca_file,
         healthz_address: options.healthz_address,
         node_ports,
+        socket_lb: options.socket_lb.into(),
         dns_command: dns,
         cni_conf_dir: options.cni_conf_dir,
         cni_bin_dir: options.cni_bin_dir,

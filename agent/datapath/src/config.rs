@@ -33,6 +33,7 @@ pub struct Config {
     pub ports: (u16, u16),
     /// On which addresses NodePorts answer.
     pub node_ports: NodePorts,
+    pub socket_lb: SocketLb,
     pub sizes: Sizes,
 }
 
@@ -53,6 +54,7 @@ impl Config {
             mtu: 0,
             ports: (12_000, 29_999),
             node_ports: NodePorts::default(),
+            socket_lb: SocketLb::default(),
             sizes: Sizes::default(),
         }
     }
@@ -78,6 +80,15 @@ impl Config {
         };
         Err(crate::Error::Config(fault))
     }
+}
+
+/// Whose sockets get a backend when they name a Service. Everybody else's packets do, on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketLb {
+    #[default]
+    All,
+    /// Not those of pods: a sidecar that takes its pod's connections must see which Service they are for.
+    HostOnly,
 }
 
 /// Entries per map. Connection maps follow the machine's memory, the others the cluster's state.

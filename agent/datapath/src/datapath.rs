@@ -3,6 +3,7 @@
 use crate::{
     Change, Config, CounterRow, Dump, Error, MapFill, Nic, ObjectKey, Result, Snapshot,
     attach::{Attacher, interface_name},
+    config::SocketLb,
     connections::Connections,
     device::{Devices, allow_forwarding, may_forward, netns_cookie},
     dump::{counters, dump},
@@ -19,7 +20,7 @@ use crate::{
 use aya::programs::TcAttachType;
 use leme_abi::{
     Addr, Backend, Endpoint, FrontendKey, MemberKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey,
-    SourceKey,
+    SourceKey, option,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -477,7 +478,10 @@ fn settings(config: &Config, overlay: u32) -> Settings {
         port_max: config.ports.1,
         features: 0,
         uplink: config.nics.first().copied().unwrap_or(0),
-        reserved: 0,
+        options: match config.socket_lb {
+            SocketLb::All => 0,
+            SocketLb::HostOnly => option::SOCKETS_OF_HOST_ONLY,
+        },
     }
 }
 

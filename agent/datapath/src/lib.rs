@@ -30,7 +30,7 @@ mod snapshot;
 mod table;
 mod text;
 
-pub use config::{Config, Sizes, VXLAN};
+pub use config::{Config, Sizes, SocketLb, VXLAN};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
 pub use device::keep_overlay;
 pub use dump::{

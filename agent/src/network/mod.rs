@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use leme_cni::RuntimeConfig;
-use leme_datapath::{Datapath, EndpointSpec, Nic, NodePorts};
+use leme_datapath::{Datapath, EndpointSpec, Nic, NodePorts, SocketLb};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +65,7 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// On which addresses NodePorts answer.
     pub node_ports: NodePorts,
+    pub socket_lb: SocketLb,
     /// `/healthz`, `/livez` and `/metrics`, kube-proxy's port 10256; none: not served.
     pub health_address: Option<SocketAddr>,
 }
@@ -272,6 +273,7 @@ impl Network {
             nics: nics.iter().map(|nic| nic.index).collect(),
             cluster_cidr: IpNetwork::V4(*cluster_cidr),
             node_ports: self.config.node_ports.clone(),
+            socket_lb: self.config.socket_lb,
             ..leme_datapath::Config::new(node_name, cgroup, IpAddr::V4(*node_ip), IpNetwork::V4(pod_cidr))
         }
     }

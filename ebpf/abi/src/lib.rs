@@ -18,7 +18,7 @@ pub use drop_reason::{COUNTERS, Counter, Direction, DropReason};
 pub use flow::{Conntrack, ConntrackState, FragmentKey, Leg, Ports, Translation, Tuple};
 pub use route::{Endpoint, LanNode, NodeAddress, Route, RouteKey};
 pub use service::{Affinity, AffinityKey, Backend, FrontendKey, MemberKey, Scope, Service, SlotKey, SourceKey};
-pub use settings::{Settings, feature};
+pub use settings::{Settings, feature, option};
 pub use socket::{Origin, OriginKey};
 
 /// Packets that a Leme program has already decided about carry this mark until they leave the node.

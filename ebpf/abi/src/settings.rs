@@ -9,6 +9,13 @@ pub mod feature {
     pub const SET_RETVAL: u32 = 1;
 }
 
+/// What the node's administrator chose.
+pub mod option {
+    /// Sockets of pods name Services undisturbed, so that what stands in a pod between its application and the network (a
+    /// mesh's sidecar) sees where they want to go; their packets are resolved outside of the pod.
+    pub const SOCKETS_OF_HOST_ONLY: u32 = 1;
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
@@ -28,7 +35,8 @@ pub struct Settings {
     pub features: u32,
     /// The first device towards the outside, where the kernel does not say which.
     pub uplink: u32,
-    pub reserved: u32,
+    /// Bits of [`option`].
+    pub options: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 64);

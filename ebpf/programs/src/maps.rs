@@ -77,7 +77,7 @@ static SETTINGS: Settings = Settings {
     port_max: 0,
     features: 0,
     uplink: 0,
-    reserved: 0,
+    options: 0,
 };
 
 /// Readers for load-time constants.
@@ -98,7 +98,7 @@ pub mod settings {
 
     readers! {
         host_cookie: u64, node: Addr, router: Addr, overlay: u32, vni: u32,
-        port_min: u16, port_max: u16, features: u32, uplink: u32,
+        port_min: u16, port_max: u16, features: u32, uplink: u32, options: u32,
     }
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use core::ptr::{addr_of, read_volatile};
-use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature};
+use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature, option};
 use leme_packet::{Connections, Resolved, Target, choose_backend};
 
 /// Go on, with the address as it now is.
@@ -127,6 +127,9 @@ fn resolve<const FAMILY: u8>(ctx: &SockAddrContext, pick: u32, origin: &mut Orig
     let mut target = Target::default();
     let (addr, port) = (origin.frontend, origin.frontend_port);
     let host = is_host(ctx);
+    if !host && settings::options() & option::SOCKETS_OF_HOST_ONLY != 0 {
+        return Resolved::Foreign;
+    }
     let found = choose_backend(&Maps, &addr, port, proto, host, || client(ctx, host), pick, &mut target);
     origin.backend = target.backend.addr;
     origin.backend_port = target.backend.port;

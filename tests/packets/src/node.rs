@@ -128,7 +128,13 @@ impl Node {
 
     /// Opens the datapath once more, as an agent that comes after a crash.
     pub fn restart(&mut self) {
-        let config = self.datapath.config().clone();
+        self.restart_with(|_| {});
+    }
+
+    /// The same with another configuration.
+    pub fn restart_with(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.datapath.config().clone();
+        change(&mut config);
         self.datapath = self.runtime.block_on(Datapath::open(config)).expect("adopts what is pinned");
     }
 

@@ -1,6 +1,8 @@
 //! The kernel has no test run for socket hooks: real sockets, in the node's namespace and cgroup.
 
-use leme_tests_packets::{in_namespace, node::service};
+use leme_datapath::SocketLb;
+use leme_tests_packets::{Node, in_namespace, node::service};
+use serde_json::json;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -123,6 +125,62 @@ fn the_unspecified_ipv6_address_is_the_kernels_to_understand() {
             let client = TcpStream::connect_timeout(&addr("[::]:30080"), Duration::from_secs(2)).unwrap();
             assert_eq!(client.peer_addr().unwrap(), addr("[::1]:30080"));
             assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        });
+    });
+}
+
+/// What a sidecar sees, and where the packets go all the same.
+#[test]
+fn pods_name_services_undisturbed_where_only_the_hosts_sockets_are_resolved() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        let pod = node.pod_namespace("pod2");
+        node.restart_with(|config| config.socket_lb = SocketLb::HostOnly);
+        node.within_cgroup(|| {
+            let listener = TcpListener::bind(BACKEND).unwrap();
+            let translated = |node: &Node| node.datapath.dump().unwrap().connections;
+            for address in [addr(VIP), mapped(VIP)] {
+                TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap();
+                listener.accept().unwrap();
+            }
+            assert_eq!(translated(node), 0, "the node's sockets have a backend");
+            for (n, address) in [addr(VIP), mapped(VIP), addr("10.89.0.11:30080")].into_iter().enumerate() {
+                let client = pod.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap());
+                assert_eq!(client.peer_addr().unwrap(), address);
+                listener.accept().unwrap();
+                assert_eq!(translated(node), n + 1, "the pod's packets get one");
+            }
+            let server = UdpSocket::bind(BACKEND).unwrap();
+            let client = pod.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            client.send_to(b"who", addr(VIP)).unwrap();
+            let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+            server.send_to(b"me", from).unwrap();
+            assert_eq!(client.recv_from(&mut [0; 16]).unwrap(), (2, addr(VIP)));
+        });
+    });
+}
+
+#[test]
+fn another_nodes_port_under_a_local_policy_is_asked_over_there() {
+    let mut objects = service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]);
+    objects[0]["spec"]["externalTrafficPolicy"] = json!("Local");
+    in_namespace(objects, |node| {
+        let (pod, far) = (node.pod_namespace("pod2"), node.far_namespace());
+        let other = addr("10.89.0.12:30080");
+        let open = |address: SocketAddr| {
+            let socket = UdpSocket::bind(address).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        };
+        let server = far.run(|| open(other));
+        node.within_cgroup(|| {
+            for client in [open(addr("0.0.0.0:0")), pod.run(|| open(addr("0.0.0.0:0")))] {
+                client.send_to(b"who", other).unwrap();
+                let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+                assert_eq!(from.ip().to_string(), "10.89.0.11");
+                server.send_to(b"me", from).unwrap();
+                assert_eq!(client.recv_from(&mut [0; 16]).unwrap(), (2, other));
+            }
         });
     });
 }
