@@ -33,6 +33,7 @@ const SOCKET: &[(&str, AttachType)] = &[
     ("recvmsg6", AttachType::Recvmsg6),
     ("getpeername4", AttachType::Getpeername4),
     ("getpeername6", AttachType::Getpeername6),
+    ("sock_release", AttachType::SockRelease),
 ];
 
 pub(crate) struct Attacher {

@@ -41,6 +41,7 @@ pub(crate) enum AttachType {
     Recvmsg6 = 20,
     Getpeername4 = 29,
     Getpeername6 = 30,
+    SockRelease = 34,
     TcxIngress = 46,
     TcxEgress = 47,
 }

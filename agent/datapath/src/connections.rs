@@ -1,7 +1,7 @@
 //! Connections come and go in the kernel; only forgetting the silent ones is user space's.
 
 use crate::{Collected, MapFill, Result, table::Table};
-use leme_abi::{Conntrack, Leg, Translation, Tuple};
+use leme_abi::{Conntrack, Leg, Protocol, Translation, Tuple};
 use std::path::Path;
 
 /// Every so many collections translations without a connection (it was evicted, or never recorded) are looked for.
@@ -27,15 +27,18 @@ impl Connections {
         })
     }
 
-    pub(crate) fn collect(&mut self) -> Result<Collected> {
+    /// `uses` tells whether a Service still leads to a backend: over UDP a client that goes on where it was would never find
+    /// another one.
+    pub(crate) fn collect(&mut self, uses: impl Fn(u32, u32) -> bool) -> Result<Collected> {
         let now = monotonic();
         let mut expired = Vec::new();
         let mut live = 0;
-        self.conntrack.visit(
-            |original, connection| {
-                if connection.expires < now { expired.push(*original) } else { live += 1 }
-            },
-        )?;
+        self.conntrack.visit(|original, connection| {
+            let deserted = original.proto == Protocol::UDP
+                && connection.service != 0
+                && !uses(connection.service, connection.backend);
+            if connection.expires < now || deserted { expired.push(*original) } else { live += 1 }
+        })?;
         let capacity = self.conntrack.capacity() as usize;
         let mut removed = expired.len();
         self.forget(&expired)?;

@@ -15,6 +15,7 @@ use crate::{
     namespaces::Namespaces,
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
     programs::{self, Programs},
+    sockets::{ServiceSocket, Sockets},
     table::Table,
 };
 use aya::programs::TcAttachType;
@@ -55,6 +56,8 @@ pub struct EndpointSpec {
 pub struct Report {
     pub services: usize,
     pub operations: usize,
+    /// UDP sockets may have been deserted by their backend: look for them ([`Datapath::sockets`]).
+    pub deserted: bool,
 }
 
 /// What a garbage collection of connections found.
@@ -320,7 +323,8 @@ impl Datapath {
                 self.ledger.change(key, &plan_service(snapshot, key), &mut operations);
             }
         }
-        let mut report = Report { services: changes.len(), operations: operations.len() };
+        let mut report =
+            Report { services: changes.len(), operations: operations.len(), deserted: operations.deserted };
         if changes.contains(&Change::Nodes) {
             report.services -= 1;
             self.planned_nodes = plan_nodes(snapshot);
@@ -341,11 +345,26 @@ impl Datapath {
         let wanted = |key: &ObjectKey| snapshot.services.contains_key(key) || self.host_ports.contains(key);
         self.ledger.prune(wanted, &mut operations);
         report.operations += operations.len();
+        // What happened while nobody looked is not known.
+        report.deserted = true;
         self.apply(operations)?;
         if self.migration.is_some() {
             self.exchange()?;
         }
         Ok(report)
+    }
+
+    /// The means to find UDP sockets that are connected through Services, here and in every pod whose namespace is known,
+    /// and to end them: to be used without holding the datapath.
+    pub fn sockets(&self) -> Result<Sockets> {
+        Sockets::new(&self.config.pin_dir, self.namespaces.paths())
+    }
+
+    /// Those that their backend has deserted: what they asked for leads elsewhere or nowhere. Nobody is, as far as is known,
+    /// before the first complete list.
+    pub fn deserted(&self, mut sockets: Vec<ServiceSocket>) -> Vec<ServiceSocket> {
+        sockets.retain(|socket| self.complete && !self.ledger.leads(socket.origin()));
+        sockets
     }
 
     /// Carries out a difference. If the kernel refuses part of it, the ledger is read back from the maps, so that the
@@ -435,7 +454,7 @@ impl Datapath {
     /// Removes expired connections; call every few seconds.
     pub fn collect(&mut self) -> Result<Collected> {
         self.bury()?;
-        self.connections.collect()
+        self.connections.collect(|service, backend| self.ledger.uses(service, backend))
     }
 
     /// How full the maps are.

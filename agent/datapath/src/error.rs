@@ -34,6 +34,8 @@ pub enum Error {
     Io { action: String, source: io::Error },
     #[error("cannot enter network namespace {}: {source}", path.display())]
     Namespace { path: PathBuf, source: io::Error },
+    #[error("this kernel cannot list or end UDP sockets (CONFIG_INET_UDP_DIAG, CONFIG_INET_DIAG_DESTROY)")]
+    NoSocketDiag,
     #[error("bad configuration: {0}")]
     Config(String),
     /// Teardown goes on after a failure; these are the failures.

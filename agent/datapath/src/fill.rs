@@ -31,6 +31,7 @@ pub(crate) fn fill(pins: &Path, ledger: &Ledger, connections: &Connections) -> R
     fills.push(count::<Addr, u32>(pins, "node_addresses")?);
     fills.push(count::<FragmentKey, Ports>(pins, "fragments")?);
     fills.push(count::<OriginKey, Origin>(pins, "sender_origin")?);
+    fills.push(count::<u64, Origin>(pins, "udp_origin")?);
     fills.push(count::<AffinityKey, Affinity>(pins, "affinity")?);
     fills.push(count::<u64, Addr>(pins, "namespaces")?);
     Ok(fills)

@@ -4,7 +4,9 @@
 //! returns are carried out by `apply`.
 
 use crate::{ObjectKey, plan::ServicePlan};
-use leme_abi::{Backend, FrontendKey, MemberKey, RouteKey, Service, SlotKey, SourceKey};
+use leme_abi::{
+    Addr, Backend, FrontendKey, MemberKey, Origin, Port, Protocol, RouteKey, Scope, Service, SlotKey, SourceKey,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Map operations in the order in which they must happen: what a packet may look up exists before anything leads to
@@ -20,6 +22,8 @@ pub(crate) struct Operations {
     pub gone_frontends: Vec<FrontendKey>,
     /// Clients that remember these choose anew.
     pub gone_members: Vec<MemberKey>,
+    /// Someone who served over UDP does so no more: connected sockets may have it.
+    pub deserted: bool,
     /// No longer let in.
     pub gone_sources: Vec<SourceKey>,
     pub retired: Retired,
@@ -61,6 +65,7 @@ struct Entry {
     sources: BTreeSet<RouteKey>,
     /// In the order of the slots.
     backends: Vec<u32>,
+    draining: BTreeSet<(Addr, Port)>,
     /// Its part of `members`, by backend.
     members: BTreeMap<u32, u32>,
     /// A Service has claimed it; adopted ones wait for theirs.
@@ -206,6 +211,9 @@ impl Ledger {
         let wanted = Service { flags: plan.flags, affinity: plan.affinity, ..entry.value };
         let current: BTreeSet<Backend> =
             entry.backends.iter().filter_map(|b| self.backends.get(b)).map(|b| b.0).collect();
+        let before = udp_places(&current, &entry.draining);
+        operations.deserted |= !before.is_subset(&udp_places(&plan.backends, &plan.draining));
+        entry.draining.clone_from(&plan.draining);
         if current != plan.backends {
             let old = std::mem::take(&mut entry.backends);
             operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));
@@ -279,6 +287,7 @@ impl Ledger {
             .gone_members
             .extend(entry.members.keys().map(|backend| MemberKey { service: id, backend: *backend }));
         self.members -= entry.members.len();
+        operations.deserted |= entry.frontends.iter().any(|key| key.proto == Protocol::UDP);
         operations.retired.services.push(id);
         operations.retired.sources.extend(entry.sources.iter().map(|range| source(id, range)));
         operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));
@@ -322,6 +331,21 @@ impl Ledger {
         self.entries.get(&key.service).is_some_and(|entry| entry.sources.contains(&range(key)))
     }
 
+    /// Whether what a UDP socket asked for still leads to the backend it got, or that one is at least finishing its work.
+    pub(crate) fn leads(&self, origin: &Origin) -> bool {
+        let key =
+            |addr| FrontendKey { addr, port: origin.frontend_port, proto: Protocol::UDP, scope: Scope::Cluster as u8 };
+        let id = self.frontends.get(&key(origin.frontend)).or_else(|| self.frontends.get(&key(Addr::ANY)));
+        let Some(entry) = id.and_then(|id| self.entries.get(id)) else { return false };
+        let place = (origin.backend, origin.backend_port);
+        let mut backends = entry.backends.iter().filter_map(|id| self.backends.get(id));
+        entry.draining.contains(&place) || backends.any(|(backend, _)| (backend.addr, backend.port) == place)
+    }
+
+    pub(crate) fn uses(&self, service: u32, backend: u32) -> bool {
+        self.entries.get(&service).is_some_and(|entry| entry.backends.contains(&backend))
+    }
+
     /// Whether a Service leads new connections to an address.
     pub(crate) fn serves(&self, key: &ObjectKey, addr: leme_abi::Addr) -> bool {
         let entries = self.owned.get(key).into_iter().flatten().filter_map(|id| self.entries.get(id));
@@ -340,6 +364,12 @@ fn change_sources(id: u32, entry: &mut Entry, plan: &ServicePlan, operations: &m
     }
     operations.sources.extend(plan.sources.difference(&entry.sources).map(|range| (source(id, range), 1)));
     entry.sources.clone_from(&plan.sources);
+}
+
+/// Where UDP sockets of a Service may be connected to.
+fn udp_places(backends: &BTreeSet<Backend>, draining: &BTreeSet<(Addr, Port)>) -> BTreeSet<(Addr, Port)> {
+    let serving = backends.iter().filter(|backend| backend.proto == Protocol::UDP);
+    serving.map(|backend| (backend.addr, backend.port)).chain(draining.iter().copied()).collect()
 }
 
 /// A range as the key of its Service: behind the bits of the id.

@@ -9,7 +9,7 @@ use crate::{
     snapshot::{Change, Here, Name, ObjectKey, Service, ServicePort, Slice, SliceEndpoint, SlicePort, Snapshot},
 };
 use ipnetwork::IpNetwork;
-use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Route, RouteKey, Scope, Service as Flags};
+use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Protocol, Route, RouteKey, Scope, Service as Flags};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -25,6 +25,8 @@ pub struct ServicePlan {
     /// `leme_abi::Service` flags.
     pub flags: u32,
     pub affinity: u32,
+    /// Over UDP: who finishes its work and is not chosen any more. Sockets that have it keep it until it is done.
+    pub draining: BTreeSet<(Addr, Port)>,
     /// Number and protocol of the Service's port: a client's affinity is one for all its entries.
     pub port: (u16, u8),
 }
@@ -88,6 +90,7 @@ fn plan_port(endpoints: Endpoints<'_>, service: &Service, sources: &BTreeSet<Rou
         false => guarded = plan_guarded(&endpoints, service, balancer, sources),
     }
     let external = outside(&outward);
+    let draining = endpoints.draining();
 
     let plan = |frontends, chosen: Chosen, flags| chosen.into_plan(frontends, service, flags);
     let mut plans = match (service.internal_local, service.external_local) {
@@ -105,7 +108,10 @@ fn plan_port(endpoints: Endpoints<'_>, service: &Service, sources: &BTreeSet<Rou
         ],
     };
     plans.extend(guarded);
-    plans.iter_mut().for_each(|plan| plan.port = (port.port, port.protocol.number()));
+    for plan in &mut plans {
+        plan.port = (port.port, port.protocol.number());
+        plan.draining.clone_from(&draining);
+    }
     plans.retain(|plan| !plan.frontends.is_empty());
     plans
 }
@@ -198,6 +204,16 @@ impl Endpoints<'_> {
         let ready = self.choose(Backend::SERVING, |e| e.ready && self.is_near(e, near));
         let backends = if ready.is_empty() { self.choose(Backend::TERMINATING, is_last_resort) } else { ready };
         Chosen { backends, elsewhere: false }
+    }
+
+    /// Connected UDP sockets are not seen when their backend goes: only they need this.
+    fn draining(&self) -> BTreeSet<(Addr, Port)> {
+        match self.port.protocol {
+            Protocol::Udp => {
+                self.choose(Backend::TERMINATING, is_last_resort).iter().map(|b| (b.addr, b.port)).collect()
+            }
+            _ => BTreeSet::new(),
+        }
     }
 
     /// The same among the endpoints of this node, without hints.

@@ -25,6 +25,7 @@ pub(crate) const NODE: &[&str] = &[
     "recvmsg6",
     "getpeername4",
     "getpeername6",
+    "sock_release",
     "from_pod",
     "to_pod",
     "nic_ingress",
@@ -94,6 +95,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd> {
     match program {
         Program::SchedClassifier(classifier) => classifier.load().map_err(failed)?,
         Program::CgroupSockAddr(socket) => socket.load().map_err(failed)?,
+        Program::CgroupSock(socket) => socket.load().map_err(failed)?,
         _ => return Err(failed(aya::programs::ProgramError::UnexpectedProgramType)),
     }
     let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
@@ -120,6 +122,7 @@ impl Sizes {
             ("nat", self.connections * 2),
             ("fragments", (self.connections / 8).max(64)),
             ("sender_origin", (self.connections / 4).max(64)),
+            ("udp_origin", (self.connections / 4).max(64)),
             ("lan_nodes", self.endpoints),
             ("lan_uplinks", 16),
         ]

@@ -34,6 +34,7 @@ mod host_ports;
 pub mod ipam;
 pub mod metrics;
 pub mod reconciler;
+mod stranded;
 pub mod veth;
 
 use cni_server::{CniServer, Endpoints, Shape};
@@ -206,6 +207,7 @@ impl Network {
         let (kernel, server) = opened;
         self.serve_cni(&server, &shutdown);
         tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
+        tokio::spawn(stranded::end_when_woken(kernel.clone(), watching.deserted()));
         self.serve_health(&kernel, server);
         tokio::spawn(watcher.watch(kernel.clone(), devices::follow(kernel.clone())));
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;

@@ -29,7 +29,10 @@ use kube::{
 };
 use leme_datapath::{Change, NodePorts, ObjectKey, Snapshot};
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tracing::{debug, info, warn};
 
 use super::{Kernel, metrics::Metrics};
@@ -85,6 +88,8 @@ pub struct Reconciler {
     nodes: Listing,
     pod_cidrs: Vec<Ipv4Network>,
     metrics: Arc<Metrics>,
+    /// Woken when a backend may have left connected UDP sockets behind.
+    deserted: Arc<Notify>,
 }
 
 impl Reconciler {
@@ -106,7 +111,12 @@ impl Reconciler {
             nodes: Listing::default(),
             pod_cidrs: Vec::new(),
             metrics,
+            deserted: Arc::default(),
         }
+    }
+
+    pub fn deserted(&self) -> Arc<Notify> {
+        Arc::clone(&self.deserted)
     }
 
     /// Waits until the API server says which pod CIDRs the node has. Cancel safe.
@@ -163,6 +173,9 @@ impl Reconciler {
         match result {
             Ok(report) => {
                 debug!(?report, whole, took = ?started.elapsed(), "applied");
+                if report.deserted {
+                    self.deserted.notify_one();
+                }
                 self.metrics.synced(report, started.elapsed());
                 self.metrics.known(self.services.known.len());
                 self.delays.tell(&self.metrics);

@@ -48,6 +48,9 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Ports, 1> = LruHashMap::new();
 pub static SOCKET_ORIGIN: SkStorage<Origin> = SkStorage::new();
 #[btf_map(name = "sender_origin")]
 pub static SENDER_ORIGIN: LruHashMap<OriginKey, Origin, 1> = LruHashMap::new();
+/// Cookie of a connected UDP socket → what it asked for. User space looks here: it cannot see a socket's storage.
+#[btf_map(name = "udp_origin")]
+pub static UDP_ORIGIN: HashMap<u64, Origin, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "lan_nodes")]
 pub static LAN_NODES: HashMap<Addr, LanNode, 1, SPARSE> = HashMap::new();
 /// Devices of the machine through which a local cluster may leave, and the address it leaves with.

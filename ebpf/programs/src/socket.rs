@@ -1,11 +1,11 @@
 //! cgroup hooks: Services are resolved when a socket names its peer, and undone when it asks who that is.
 
-use crate::maps::{Maps, NAMESPACES, SENDER_ORIGIN, SOCKET_ORIGIN, settings};
+use crate::maps::{Maps, NAMESPACES, SENDER_ORIGIN, SOCKET_ORIGIN, UDP_ORIGIN, settings};
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
 };
 use core::ptr::{addr_of, read_volatile};
 use leme_abi::{Addr, Origin, OriginKey, Port, Protocol, feature, option};
@@ -42,10 +42,26 @@ fn connect<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
         Resolved::Empty => refuse(),
         Resolved::Backend => {
             remember(ctx, &mut origin);
+            if protocol(ctx) == Protocol::UDP {
+                // Without room the socket works all the same; only its backend's end would not be told to it.
+                let _ = UDP_ORIGIN.insert(socket_cookie(ctx), &origin, 0);
+            }
             redirect::<FAMILY>(ctx, origin.backend, origin.backend_port);
             ALLOW
         }
     }
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    // SAFETY: a field of the context, and the context is the one this program was called with.
+    unsafe {
+        if (*ctx.sock).protocol == u32::from(Protocol::UDP) {
+            let _ = UDP_ORIGIN.remove(bpf_get_socket_cookie(ctx.as_ptr()));
+        }
+    }
+    ALLOW
 }
 
 /// Unconnected UDP: one socket keeps its backend as long as the Service's endpoints stay the same. What an IPv6 socket
@@ -115,8 +131,7 @@ fn getpeername<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
 /// (`::ffff:10.96.0.10`) are like any other; nobody serves IPv6 itself yet.
 #[inline(always)]
 fn resolve<const FAMILY: u8>(ctx: &SockAddrContext, pick: u32, origin: &mut Origin) -> Resolved {
-    // SAFETY: a field of the context.
-    let proto = unsafe { (*ctx.sock_addr).protocol } as u8;
+    let proto = protocol(ctx);
     if proto != Protocol::TCP && proto != Protocol::UDP {
         return Resolved::Foreign;
     }
@@ -157,6 +172,12 @@ fn client(ctx: &SockAddrContext, host: bool) -> Addr {
     }
     // SAFETY: the context is the one this program was called with; values are plain bytes, copied at once.
     unsafe { NAMESPACES.get(bpf_get_netns_cookie(ctx.as_ptr())).copied().unwrap_or(Addr::ANY) }
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u8 {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.sock_addr).protocol as u8 }
 }
 
 #[inline(always)]

@@ -213,6 +213,30 @@ fn the_entries_of_one_port_remember_their_clients_together() {
     assert_eq!(world.change(1, &plans).len(), 0);
 }
 
+fn udp(plan: ServicePlan, draining: &[u8]) -> ServicePlan {
+    let proto = leme_abi::Protocol::UDP;
+    ServicePlan {
+        frontends: plan.frontends.iter().map(|key| FrontendKey { proto, ..*key }).collect(),
+        backends: plan.backends.iter().map(|backend| Backend { proto, ..*backend }).collect(),
+        draining: draining.iter().map(|n| (Ipv4Addr::new(10, 244, 0, *n).into(), Port::new(80))).collect(),
+        ..plan
+    }
+}
+
+#[test]
+fn sockets_are_looked_for_when_someone_stops_serving_over_udp() {
+    let mut world = World::new();
+    assert!(!world.change(1, &[udp(plan(&[53], &[1, 2]), &[])]).deserted);
+    assert!(!world.change(1, &[udp(plan(&[53], &[1, 2, 3]), &[])]).deserted);
+    assert!(!world.change(1, &[udp(plan(&[53], &[2, 3]), &[1])]).deserted, "it finishes its work");
+    assert!(world.change(1, &[udp(plan(&[53], &[2, 3]), &[])]).deserted);
+    assert!(world.change(1, &[udp(plan(&[53], &[3]), &[])]).deserted);
+    assert!(world.change(1, &[]).deserted, "the Service goes");
+    world.change(2, &[plan(&[80], &[1, 2])]);
+    assert!(!world.change(2, &[plan(&[80], &[1])]).deserted, "TCP tells by itself");
+    assert!(!world.change(2, &[]).deserted);
+}
+
 fn guard(plan: ServicePlan, networks: &[&str]) -> ServicePlan {
     let sources = networks.iter().map(|network| crate::plan::route_key(network.parse().unwrap()));
     ServicePlan { sources: sources.collect(), flags: Service::GUARDED, ..plan }

@@ -9,7 +9,7 @@ const DASHBOARD: &str = include_str!("../../../../dashboards/leme-network.json")
 /// Everything has happened once.
 fn busy() -> String {
     let metrics = Metrics::default();
-    metrics.synced(Report { services: 1, operations: 5 }, Duration::from_millis(3));
+    metrics.synced(Report { services: 1, operations: 5, deserted: false }, Duration::from_millis(3));
     metrics.arrived(Duration::from_millis(2));
     metrics.programmed(Duration::from_millis(300));
     metrics.failed();
