@@ -243,6 +243,9 @@ fn forget(ctx: &SockAddrContext) {
             (*stored).backend = Addr::ANY;
         }
     }
+    if protocol(ctx) == Protocol::UDP {
+        let _ = UDP_ORIGIN.remove(socket_cookie(ctx));
+    }
 }
 
 #[inline(always)]
