@@ -68,6 +68,8 @@ pub struct Config {
     pub cni_plugin: Option<PathBuf>,
     /// The cluster's pod range, whose packets are never masqueraded.
     pub cluster_cidr: String,
+    /// Outside ranges that see pods' own addresses.
+    pub non_masquerade_cidrs: Vec<String>,
 }
 
 impl Config {
@@ -105,6 +107,7 @@ impl Config {
             cni_bin_dir: "/opt/cni/bin".into(),
             cni_plugin: None,
             cluster_cidr: "10.244.0.0/16".into(),
+            non_masquerade_cidrs: Vec::new(),
         }
     }
 }

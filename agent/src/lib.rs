@@ -126,6 +126,9 @@ fn start_network(
         anyhow::bail!("the node's address {} is not IPv4", config.node_ip)
     };
     let cluster_cidr = config.cluster_cidr.parse();
+    let exclusion = |range: &String| {
+        range.parse::<ipnetwork::IpNetwork>().with_context(|| format!("the non-masquerade range {range:?}"))
+    };
     let network = network::Config {
         node_name: config.node_name.clone(),
         node_ip,
@@ -135,6 +138,7 @@ fn start_network(
         cni_bin_dir: config.cni_bin_dir.clone(),
         cni_plugin: config.cni_plugin.clone(),
         cluster_cidr: cluster_cidr.with_context(|| format!("the cluster's pod range {:?}", config.cluster_cidr))?,
+        non_masquerade_cidrs: config.non_masquerade_cidrs.iter().map(exclusion).collect::<anyhow::Result<_>>()?,
         pin_dir: config.bpf_dir.join(&config.node_name),
         cgroup: pods::cgroups::unified_directory(&config.cgroup_root),
         node_ports: config.node_ports.clone(),

@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// The cluster's range of pod addresses
     #[arg(long, default_value = "10.244.0.0/16")]
     cluster_cidr: String,
+    /// Outside ranges that see pods' own addresses and know the way back to them; all others see the node's
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    non_masquerade_cidrs: Vec<String>,
     /// Name servers for the outside
     #[arg(long, default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
@@ -149,6 +152,7 @@ fn configure(options: Options) -> Result<Config> {
         cluster_dns: options.cluster_dns,
         cluster_domain: options.cluster_domain,
         cluster_cidr: options.cluster_cidr,
+        non_masquerade_cidrs: options.non_masquerade_cidrs,
         resolv_conf: options.resolv_conf,
         max_pods: options.max_pods,
         image_gc: Limits { high: options.image_gc_high_threshold, low: options.image_gc_low_threshold },

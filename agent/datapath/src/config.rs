@@ -24,6 +24,8 @@ pub struct Config {
     pub pod_cidr: IpNetwork,
     /// The whole cluster's pod range, routed to the VXLAN device.
     pub cluster_cidr: IpNetwork,
+    /// Outside ranges that see pods' own addresses and know the way back: what pods send there is not masqueraded.
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
     /// The VXLAN device's name and identifier; UDP port 4789.
     pub vxlan: String,
     pub vni: u32,
@@ -49,6 +51,7 @@ impl Config {
             nics: Vec::new(),
             pod_cidr,
             cluster_cidr: "10.244.0.0/16".parse().expect("a constant"),
+            non_masquerade_cidrs: Vec::new(),
             vxlan: VXLAN.into(),
             vni: 1,
             mtu: 0,
@@ -75,6 +78,8 @@ impl Config {
             format!("source ports {min}-{max}: at least a thousand are needed")
         } else if !self.addresses.iter().all(|address| Addr::from(*address).is_v4()) || self.pod_cidr.is_ipv6() {
             "only IPv4 is supported".to_owned()
+        } else if let Some(range) = self.non_masquerade_cidrs.iter().find(|range| range.is_ipv6()) {
+            format!("non-masquerade range {range}: only IPv4 is supported")
         } else {
             return Ok(());
         };

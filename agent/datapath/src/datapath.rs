@@ -114,7 +114,7 @@ impl Datapath {
         let devices = Devices::connect()?;
         let (overlay, mtu) = devices.ensure_overlay(&config).await?;
         let migration = Migration::begin(&config.pin_dir, &config.sizes)?;
-        let programs = Programs::load(&config.pin_dir, programs::NODE, settings(&config, overlay), &config.sizes)?;
+        let programs = Programs::load(&config.pin_dir, programs::NODE, settings(&config, overlay, mtu), &config.sizes)?;
         migration.copy()?;
         let tables = Tables::open(&config.pin_dir)?;
         let nodes = tables.nodes()?;
@@ -139,6 +139,7 @@ impl Datapath {
         };
         datapath.apply(leftovers)?;
         datapath.apply_nodes()?;
+        datapath.apply_exclusions()?;
         if !datapath.waits()? {
             datapath.exchange()?;
         }
@@ -148,6 +149,16 @@ impl Datapath {
     /// Whether programs of another version must go on until there is a list to write this one's tables from.
     fn waits(&self) -> Result<bool> {
         self.migration.as_ref().map_or(Ok(false), Migration::lost_a_list)
+    }
+
+    /// What is not masqueraded follows the configuration alone.
+    fn apply_exclusions(&self) -> Result<()> {
+        let table = Table::<RouteKey, u32>::open(&self.config.pin_dir, "masquerade_exclusions")?;
+        let wanted: BTreeMap<_, _> =
+            self.config.non_masquerade_cidrs.iter().map(|network| (route_key(*network), 1)).collect();
+        let found: BTreeMap<_, _> = table.entries()?.into_iter().collect();
+        table.put_all(&missing(&wanted, &found).collect::<Vec<_>>())?;
+        table.delete_all(&missing(&found, &wanted).map(|(key, _)| key).collect::<Vec<_>>())
     }
 
     /// From the programs that were attached, if there were any, to those of this version.
@@ -214,9 +225,9 @@ impl Datapath {
         if overlay != self.overlay {
             self.attacher.detach_device(&OVERLAY, self.overlay)?;
         }
-        let before = settings(&self.config, self.overlay);
+        let before = settings(&self.config, self.overlay, self.mtu);
         (self.config.nics, self.config.addresses, self.overlay) = (indices, addresses, overlay);
-        let settings = settings(&self.config, overlay);
+        let settings = settings(&self.config, overlay, self.mtu);
         if settings != before {
             // They are constants of the programs.
             self.programs = Programs::load(&self.config.pin_dir, programs::NODE, settings, &self.config.sizes)?;
@@ -486,7 +497,7 @@ fn missing<'a, K: Ord + Copy + 'a, V: Copy + 'a>(
     missing.into_iter()
 }
 
-fn settings(config: &Config, overlay: u32) -> Settings {
+fn settings(config: &Config, overlay: u32, mtu: u32) -> Settings {
     Settings {
         host_cookie: netns_cookie(),
         node: config.addresses[0].into(),
@@ -501,6 +512,8 @@ fn settings(config: &Config, overlay: u32) -> Settings {
             SocketLb::All => 0,
             SocketLb::HostOnly => option::SOCKETS_OF_HOST_ONLY,
         },
+        mtu,
+        reserved: 0,
     }
 }
 

@@ -117,6 +117,7 @@ impl Sizes {
             ("endpoints", self.endpoints),
             ("namespaces", self.endpoints),
             ("routes", self.routes),
+            ("masquerade_exclusions", 1024),
             ("conntrack", self.connections),
             // Two translations per connection.
             ("nat", self.connections * 2),

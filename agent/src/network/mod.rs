@@ -61,6 +61,8 @@ pub struct Config {
     pub cni_plugin: Option<PathBuf>,
     /// The cluster's pod range.
     pub cluster_cidr: Ipv4Network,
+    /// Outside ranges that see pods' own addresses.
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
     pub pin_dir: PathBuf,
     /// The cgroup v2 directory that holds the node's pods and its own processes.
     pub cgroup: PathBuf,
@@ -274,6 +276,7 @@ impl Network {
             pin_dir: pin_dir.clone(),
             nics: nics.iter().map(|nic| nic.index).collect(),
             cluster_cidr: IpNetwork::V4(*cluster_cidr),
+            non_masquerade_cidrs: self.config.non_masquerade_cidrs.clone(),
             node_ports: self.config.node_ports.clone(),
             socket_lb: self.config.socket_lb,
             ..leme_datapath::Config::new(node_name, cgroup, IpAddr::V4(*node_ip), IpNetwork::V4(pod_cidr))

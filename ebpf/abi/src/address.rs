@@ -37,6 +37,12 @@ impl Addr {
         self.is_v4() && u32::from_be(self.0[3]) >> 24 == 127
     }
 
+    /// 0.0.0.0/8 and 127.0.0.0/8, which are on no wire (RFC 1122 §3.2.1.3).
+    #[inline(always)]
+    pub const fn is_this_host_v4(&self) -> bool {
+        self.is_v4() && u32::from_be(self.0[3]) >> 24 == 0 || self.is_loopback_v4()
+    }
+
     /// Multicast and broadcast (224.0.0.0/3), which no Service and no pod route ever serves.
     #[inline(always)]
     pub const fn is_multicast_v4(&self) -> bool {

@@ -26,7 +26,7 @@ reasons! {
     Malformed = "malformed",
     /// Neither IPv4 nor anything else a pod may send.
     NotIp = "not_ip",
-    /// The source is not the pod's own address.
+    /// The source is not the pod's own address, or not one that can be outside.
     Spoofed = "spoofed",
     /// In the pod range of this node, but no such pod.
     NoEndpoint = "no_endpoint",
@@ -50,12 +50,14 @@ reasons! {
     TimeToLive = "time_to_live",
     /// An ICMP error about no connection of ours, on its way out.
     Untracked = "untracked",
-    /// The next hop is unknown.
-    NoNeighbour = "no_neighbour",
+    /// Larger than the way beyond allows, and not to be fragmented; the sender was told.
+    TooBig = "too_big",
     /// A Local traffic policy, and the Service's endpoints are on other nodes.
     NoLocalBackend = "no_local_backend",
     /// The Service's `loadBalancerSourceRanges` do not have the client.
     SourceRange = "source_range",
+    /// To an address that is on no wire: loopback, or none at all.
+    Martian = "martian",
 }
 
 /// Which way a counted packet went, seen from the pods.

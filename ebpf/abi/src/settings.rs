@@ -37,6 +37,9 @@ pub struct Settings {
     pub uplink: u32,
     /// Bits of [`option`].
     pub options: u32,
+    /// The largest packet that pods and the overlay carry.
+    pub mtu: u32,
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 64);
+const _: () = assert!(size_of::<Settings>() == 72);

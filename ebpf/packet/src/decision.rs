@@ -1,6 +1,6 @@
 //! What a hook works on, and its answer.
 
-use crate::{Packet, Target};
+use crate::{Packet, Target, UNREACHABLE};
 use leme_abi::{Addr, Conntrack, DropReason, Endpoint, FragmentKey, Translation, Tuple};
 
 /// The packet at hand, what it becomes, and room to think: a program's stack is 512 bytes, so the kernel keeps this in
@@ -12,15 +12,30 @@ pub struct Work {
     /// The new tuple, if `rewrite` is set.
     pub to: Tuple,
     pub rewrite: bool,
+    /// More fragments follow this first one.
+    pub(crate) first_fragment: bool,
     pub endpoint: Endpoint,
     pub node: Addr,
     pub reason: DropReason,
+    /// What a refused sender is told.
+    pub answer: Answer,
     pub(crate) target: Target,
     pub(crate) original: Tuple,
     pub(crate) reverse: Tuple,
     pub(crate) translation: Translation,
     pub(crate) connection: Conntrack,
     pub(crate) fragment: FragmentKey,
+}
+
+/// Room for an answer; an array of this length has no default of its own.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Answer(pub [u8; UNREACHABLE]);
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self([0; UNREACHABLE])
+    }
 }
 
 impl Work {

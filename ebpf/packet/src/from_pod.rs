@@ -14,8 +14,18 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     if tables.endpoint(&work.packet.src).is_none_or(|endpoint| endpoint.ifindex != ifindex) {
         return work.drop(DropReason::Spoofed);
     }
+    // A pod is no router: an error of its own is about what it has received itself.
+    if matches!(work.packet.kind, Kind::Error) && work.packet.tuple.src != work.packet.src {
+        return work.drop(DropReason::Spoofed);
+    }
     if work.packet.dst.is_multicast_v4() {
         return work.drop(DropReason::Multicast);
+    }
+    if work.packet.dst.is_this_host_v4() {
+        return work.drop(DropReason::Martian);
+    }
+    if matches!(work.packet.kind, Kind::Stray) {
+        return work.drop(DropReason::Fragment);
     }
     if follow_service(tables, work) {
         return locate(tables, work, work.to.dst);
@@ -43,6 +53,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
 fn to_backend(tables: &impl Tables, work: &mut Work) -> Next {
     let next = locate(tables, work, work.target.backend.addr);
     let source = match next {
+        Next::Drop => return next,
         // A pod never sees a packet from itself: its answer would not come back.
         Next::Pod if work.target.backend.addr == work.packet.src => Source::Replace(tables.router()),
         Next::Outside => Source::Replace(tables.node()),
@@ -54,8 +65,15 @@ fn to_backend(tables: &impl Tables, work: &mut Work) -> Next {
 
 #[inline(always)]
 fn masquerade(tables: &impl Tables, work: &mut Work) -> Next {
-    if matches!(work.packet.kind, Kind::Error) {
-        return work.drop(DropReason::Untracked);
+    // Never nodes: over there the answer to a pod goes through the tunnel, from another address than was asked.
+    if tables.node_address(&work.packet.dst) == 0 && tables.is_excluded(&work.packet.dst) {
+        return keep_apart(tables, work, Next::Outside);
+    }
+    match work.packet.kind {
+        Kind::Error => return work.drop(DropReason::Untracked),
+        // The first one of it opened no connection, or that has been forgotten.
+        Kind::Fragment => return work.drop(DropReason::Fragment),
+        _ => {}
     }
     let target = (work.packet.tuple.dst, work.packet.tuple.dport);
     let result = establish(tables, work, target, Source::Replace(tables.node()), (0, 0));

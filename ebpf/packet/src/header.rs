@@ -38,7 +38,10 @@ impl Ipv4Header {
     pub const CHECKSUM: u32 = 10;
     pub const SRC: u32 = 12;
     pub const DST: u32 = 16;
+    pub const FRAGMENT: u32 = 6;
     pub const TTL: u32 = 8;
+
+    pub const DONT_FRAGMENT: u16 = 0x4000;
 
     /// In bytes, options included.
     #[inline(always)]
@@ -55,7 +58,18 @@ impl Ipv4Header {
     /// Not the first fragment: no transport header here.
     #[inline(always)]
     pub fn is_later(&self) -> bool {
-        u16::from_be(self.fragment) & 0x1fff != 0
+        self.offset() != 0
+    }
+
+    /// Where a fragment belongs, in units of eight bytes.
+    #[inline(always)]
+    pub fn offset(&self) -> u16 {
+        u16::from_be(self.fragment) & 0x1fff
+    }
+
+    #[inline(always)]
+    pub fn is_sane(&self) -> bool {
+        self.version_length >> 4 == 4 && self.length() >= 20
     }
 }
 
@@ -65,7 +79,6 @@ pub struct Icmp;
 impl Icmp {
     pub const ECHO_REPLY: u8 = 0;
     pub const UNREACHABLE: u8 = 3;
-    pub const REDIRECT: u8 = 5;
     pub const ECHO: u8 = 8;
     pub const TIME_EXCEEDED: u8 = 11;
     pub const PARAMETER_PROBLEM: u8 = 12;
@@ -75,9 +88,10 @@ impl Icmp {
     /// Length of the header before the packet an error quotes.
     pub const LENGTH: u32 = 8;
 
+    /// Whether it is about a connection. A redirect (5) is about this node's own routes.
     #[inline(always)]
     pub fn is_error(kind: u8) -> bool {
-        matches!(kind, Self::UNREACHABLE | Self::REDIRECT | Self::TIME_EXCEEDED | Self::PARAMETER_PROBLEM)
+        matches!(kind, Self::UNREACHABLE | Self::TIME_EXCEEDED | Self::PARAMETER_PROBLEM)
     }
 }
 

@@ -17,11 +17,16 @@ pub trait LanTables: Connections {
 #[inline(always)]
 pub fn lan(tables: &impl Connections, work: &mut Work, uplink: Option<&Addr>) -> Next {
     let Some(address) = uplink else { return Next::Pass };
+    if matches!(work.packet.kind, Kind::Stray) {
+        return work.drop(DropReason::Fragment);
+    }
     if follow(tables, work) {
         return Next::Outside;
     }
-    if matches!(work.packet.kind, Kind::Error) {
-        return work.drop(DropReason::Untracked);
+    match work.packet.kind {
+        Kind::Error => return work.drop(DropReason::Untracked),
+        Kind::Fragment => return work.drop(DropReason::Fragment),
+        _ => {}
     }
     let target = (work.packet.tuple.dst, work.packet.tuple.dport);
     let result = establish(tables, work, target, Source::Replace(*address), (0, 0));
@@ -33,10 +38,16 @@ pub fn lan(tables: &impl Connections, work: &mut Work, uplink: Option<&Addr>) ->
 /// is the machine's.
 #[inline(always)]
 pub fn lan_uplink<'a>(tables: &'a impl LanTables, work: &mut Work) -> Option<&'a LanNode> {
+    if matches!(work.packet.kind, Kind::Stray) {
+        return tables.lan_node(&work.packet.dst);
+    }
     if follow(tables, work) {
         return tables.lan_node(&work.to.dst);
     }
     let node = tables.lan_node(&work.packet.dst)?;
+    if matches!(work.packet.kind, Kind::Fragment) {
+        return Some(node);
+    }
     let target = (work.packet.tuple.dst, work.packet.tuple.dport);
     let source = Source::Keep(work.packet.src);
     if !matches!(work.packet.kind, Kind::Error) && establish(tables, work, target, source, (0, 0)).is_err() {

@@ -6,21 +6,36 @@ use crate::{
     nat::{Source, establish_service, follow_service, keep_apart},
     service::{Resolved, resolve},
 };
-use leme_abi::{DropReason, Protocol, Scope};
+use leme_abi::{Addr, DropReason, NodeAddress, Protocol, Scope};
 
 /// UDP port of VXLAN (IANA). Tunnelled packets are decided about on the VXLAN device.
 const VXLAN: u16 = 4789;
 
+/// A later fragment may overtake its first: that belongs to the node's stack, which waits for the rest.
+#[inline(always)]
+fn is_for_the_stack(work: &Work) -> bool {
+    let tuple = &work.packet.tuple;
+    matches!(work.packet.kind, Kind::Stray) || (tuple.proto == Protocol::UDP && tuple.dport.number() == VXLAN)
+}
+
 /// A packet arrives: answers to masqueraded connections, and Services that outside clients address.
+///
+/// Who is excluded from masquerade knows pods by their own addresses and may speak to them.
 ///
 /// The client's address stays where the answer passes here anyway: at pods of this node and at the node itself.
 #[inline(always)]
 pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
-    if work.packet.tuple.proto == Protocol::UDP && work.packet.tuple.dport.number() == VXLAN {
+    if is_for_the_stack(work) {
         return Next::Pass;
     }
     if follow_service(tables, work) {
         return locate(tables, work, work.to.dst);
+    }
+    if let Some(endpoint) = tables.endpoint(&work.packet.dst)
+        && tables.is_excluded(&work.packet.src)
+    {
+        work.endpoint = *endpoint;
+        return Next::Pod;
     }
     serve(tables, work, Scope::External, |next| match next {
         Next::Overlay => Source::Replace(tables.router()),
@@ -35,6 +50,9 @@ pub fn nic_ingress(tables: &impl Tables, work: &mut Work) -> Next {
 /// A backend on this very node sees the Service's own address as its client, so that its answer passes here again.
 #[inline(always)]
 pub fn nic_egress(tables: &impl Tables, work: &mut Work) -> Next {
+    if is_for_the_stack(work) {
+        return Next::Pass;
+    }
     if follow_service(tables, work) {
         return if work.to.dst == work.packet.dst { Next::Pass } else { turn(locate(tables, work, work.to.dst)) };
     }
@@ -62,15 +80,32 @@ fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Ne
     if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
         return Next::Pass;
     }
-    match resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target) {
+    let found = resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target);
+    if found != Resolved::Foreign && matches!(scope, Scope::External) && is_made_up(tables, &work.packet.src) {
+        return work.drop(DropReason::Spoofed);
+    }
+    match found {
         Resolved::Foreign => Next::Pass,
         Resolved::Empty => Next::Reject,
         Resolved::Elsewhere => work.drop(DropReason::NoLocalBackend),
         Resolved::Denied => work.drop(DropReason::SourceRange),
         Resolved::Backend => {
             let next = locate(tables, work, work.target.backend.addr);
+            if matches!(next, Next::Drop) {
+                return next;
+            }
             let result = establish_service(tables, work, source(next));
             work.unless(result, next)
         }
     }
+}
+
+/// Whether an address cannot be an outside client's: the kernel's own checks come too late for what goes past its
+/// stack. Pods of other nodes come through the tunnel.
+#[inline(always)]
+fn is_made_up(tables: &impl Tables, src: &Addr) -> bool {
+    src.is_this_host_v4()
+        || src.is_multicast_v4()
+        || tables.node_address(src) & NodeAddress::LOCAL != 0
+        || tables.route(src).is_some()
 }

@@ -11,6 +11,9 @@ use leme_abi::DropReason;
 /// address of this node would be masqueraded over there.
 #[inline(always)]
 pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
+    if matches!(work.packet.kind, Kind::Stray) {
+        return work.drop(DropReason::Fragment);
+    }
     if follow(tables, work) {
         return locate(tables, work, work.to.dst);
     }
@@ -21,6 +24,9 @@ pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
     if work.packet.src == tables.router() || matches!(work.packet.kind, Kind::Error) {
         return next;
     }
+    if matches!(work.packet.kind, Kind::Fragment) {
+        return work.drop(DropReason::Fragment);
+    }
     let target = (work.packet.tuple.dst, work.packet.tuple.dport);
     let result = establish(tables, work, target, Source::Replace(tables.router()), (0, 0));
     work.unless(result, next)
@@ -30,6 +36,9 @@ pub fn overlay_egress(tables: &impl Tables, work: &mut Work) -> Next {
 /// client whose connection this node forwarded. Nothing else is carried on.
 #[inline(always)]
 pub fn overlay_ingress(tables: &impl Tables, work: &mut Work) -> Next {
+    if matches!(work.packet.kind, Kind::Stray) {
+        return work.drop(DropReason::Fragment);
+    }
     if follow(tables, work) {
         return locate(tables, work, work.to.dst);
     }

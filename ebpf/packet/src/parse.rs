@@ -1,7 +1,11 @@
 //! From bytes to a tuple.
 //!
 //! An ICMP error is about another packet, the one it quotes: its tuple is the inverse of the quoted one, so that it
-//! finds the connection it belongs to and travels its way. Later fragments borrow the ports of the first.
+//! finds the connection it belongs to and travels its way. Later fragments borrow the ports of the first, once that
+//! was let through.
+//!
+//! What contradicts itself is malformed: nothing is read beyond the length that the IP header states, which may be less
+//! than the frame's.
 
 use crate::{
     Bytes, Work,
@@ -20,8 +24,10 @@ pub enum Kind {
     Echo,
     /// An ICMP error and the packet it quotes.
     Error,
-    /// A later fragment: addresses, no ports.
+    /// A later fragment: its ports are those of the first, and not in it.
     Fragment,
+    /// A later fragment whose first was not seen: nobody knows its ports.
+    Stray,
     /// Another protocol: addresses, no ports.
     #[default]
     Other,
@@ -61,37 +67,84 @@ impl Packet {
 #[inline(always)]
 pub fn parse(bytes: &impl Bytes, tables: &impl Connections, work: &mut Work) -> Result<(), DropReason> {
     work.rewrite = false;
+    work.first_fragment = false;
     let header: Ipv4Header = bytes.load(ETHERNET).ok_or(DropReason::Malformed)?;
-    if header.version_length >> 4 != 4 || header.length() < 20 {
+    let packet = &mut work.packet;
+    packet.length = bytes.length();
+    packet.l4 = ETHERNET + header.length();
+    let end = end(&header, packet.length);
+    if !header.is_sane() || end > packet.length || end < packet.l4 {
         return Err(DropReason::Malformed);
     }
-    let packet = &mut work.packet;
     packet.src = Addr::from_v4(header.src);
     packet.dst = Addr::from_v4(header.dst);
-    packet.l4 = ETHERNET + header.length();
-    packet.length = bytes.length();
     packet.kind = Kind::Other;
     packet.tcp_flags = 0;
     packet.tuple = Tuple { src: packet.src, dst: packet.dst, proto: header.proto, ..Tuple::default() };
-    if !header.more() && !header.is_later() {
-        return read_transport(bytes, packet);
+    if !header.is_later() {
+        work.first_fragment = header.more();
+        work.fragment = fragment_key(&header);
+        return read_transport(bytes, packet, end);
     }
-    work.fragment =
-        FragmentKey { src: packet.src, dst: packet.dst, id: u32::from(header.id), proto: u32::from(header.proto) };
-    if header.is_later() {
-        let ports = tables.fragment(&work.fragment).ok_or(DropReason::Fragment)?;
+    // A second fragment so early would overwrite the flags that the first was judged by (RFC 1858).
+    if header.proto == Protocol::TCP && header.offset() == 1 {
+        return Err(DropReason::Malformed);
+    }
+    work.fragment = fragment_key(&header);
+    packet.kind = Kind::Stray;
+    if let Some(ports) = tables.fragment(&work.fragment) {
         packet.kind = Kind::Fragment;
         packet.tuple.sport = ports.sport;
         packet.tuple.dport = ports.dport;
-    } else {
-        read_transport(bytes, packet)?;
-        tables.remember_fragment(&work.fragment, &Ports { sport: packet.tuple.sport, dport: packet.tuple.dport });
     }
     Ok(())
 }
 
+/// Where the packet ends in its frame. Beyond 64 KiB, which only this host's own stack makes, the header cannot say.
 #[inline(always)]
-fn read_transport(bytes: &impl Bytes, packet: &mut Packet) -> Result<(), DropReason> {
+fn end(header: &Ipv4Header, length: u32) -> u32 {
+    match u32::from(u16::from_be(header.total_length)) {
+        0 if length > ETHERNET + 0xffff => length,
+        total => ETHERNET + total,
+    }
+}
+
+#[inline(always)]
+fn fragment_key(header: &Ipv4Header) -> FragmentKey {
+    FragmentKey {
+        src: Addr::from_v4(header.src),
+        dst: Addr::from_v4(header.dst),
+        id: u32::from(header.id),
+        proto: u32::from(header.proto),
+    }
+}
+
+/// The packet goes on: later fragments of it may follow. Not before this is certain, or one that was refused would lend
+/// its ports to others.
+#[inline(always)]
+pub fn remember_fragment(tables: &impl Connections, work: &Work) {
+    if work.first_fragment && !matches!(work.packet.kind, Kind::Error) {
+        let Tuple { sport, dport, .. } = work.packet.tuple;
+        tables.remember_fragment(&work.fragment, &Ports { sport, dport });
+    }
+}
+
+/// Least lengths of transport headers, and of what an ICMP error quotes of one (RFC 792).
+const TCP: u32 = 20;
+const UDP: u32 = 8;
+const QUOTED: u32 = 8;
+
+#[inline(always)]
+fn read_transport(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(), DropReason> {
+    let least = match packet.tuple.proto {
+        Protocol::TCP => TCP,
+        Protocol::UDP => UDP,
+        Protocol::ICMP => Icmp::LENGTH,
+        _ => return Ok(()),
+    };
+    if packet.l4 + least > end {
+        return Err(DropReason::Malformed);
+    }
     match packet.tuple.proto {
         Protocol::TCP => {
             packet.kind = Kind::Tcp;
@@ -102,8 +155,7 @@ fn read_transport(bytes: &impl Bytes, packet: &mut Packet) -> Result<(), DropRea
             packet.kind = Kind::Udp;
             read_ports(bytes, packet.l4, &mut packet.tuple)
         }
-        Protocol::ICMP => read_icmp(bytes, packet),
-        _ => Ok(()),
+        _ => read_icmp(bytes, packet, end),
     }
 }
 
@@ -116,13 +168,13 @@ fn read_ports(bytes: &impl Bytes, offset: u32, tuple: &mut Tuple) -> Result<(), 
 }
 
 #[inline(always)]
-fn read_icmp(bytes: &impl Bytes, packet: &mut Packet) -> Result<(), DropReason> {
+fn read_icmp(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(), DropReason> {
     let kind: u8 = bytes.load(packet.l4).ok_or(DropReason::Malformed)?;
     if kind == Icmp::ECHO || kind == Icmp::ECHO_REPLY {
         packet.kind = Kind::Echo;
         read_echo(bytes, packet.l4, kind, &mut packet.tuple)
     } else if Icmp::is_error(kind) {
-        read_error(bytes, packet)
+        read_error(bytes, packet, end)
     } else {
         Ok(())
     }
@@ -139,20 +191,24 @@ fn read_echo(bytes: &impl Bytes, l4: u32, kind: u8, tuple: &mut Tuple) -> Result
     Ok(())
 }
 
-/// A quoted packet without ports (a fragment, another protocol) still has addresses.
+/// What an error quotes must be the start of a packet: header and eight bytes. (The standards have nobody send errors
+/// about later fragments.) A quoted packet of another protocol has addresses and no ports.
 #[inline(always)]
-fn read_error(bytes: &impl Bytes, packet: &mut Packet) -> Result<(), DropReason> {
+fn read_error(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(), DropReason> {
     let quoted = packet.l4 + Icmp::LENGTH;
     let header: Ipv4Header = bytes.load(quoted).ok_or(DropReason::Malformed)?;
+    packet.quoted_l4 = quoted + header.length();
+    if !header.is_sane() || header.is_later() || packet.quoted_l4 + QUOTED > end {
+        return Err(DropReason::Malformed);
+    }
     let mut tuple = Tuple {
         src: Addr::from_v4(header.src),
         dst: Addr::from_v4(header.dst),
         proto: header.proto,
         ..Tuple::default()
     };
-    packet.quoted_l4 = quoted + header.length();
     match header.proto {
-        Protocol::TCP | Protocol::UDP if !header.is_later() => read_ports(bytes, packet.quoted_l4, &mut tuple)?,
+        Protocol::TCP | Protocol::UDP => read_ports(bytes, packet.quoted_l4, &mut tuple)?,
         Protocol::ICMP => {
             let kind = bytes.load(packet.quoted_l4).ok_or(DropReason::Malformed)?;
             if kind == Icmp::ECHO || kind == Icmp::ECHO_REPLY {

@@ -1,29 +1,49 @@
-//! The answer to a packet nobody serves: ICMP destination unreachable, port unreachable (RFC 792), which connecting
-//! sockets report as "connection refused".
+//! The answer to a packet that cannot go on: ICMP destination unreachable (RFC 792, 1191).
 
 use crate::{Ipv4Header, header::Icmp};
 
-/// Length of the answer: IP header, ICMP header, the refused packet's IP header and eight bytes behind it.
-pub const UNREACHABLE: usize = 20 + 8 + 28;
+/// How much of a refused packet the answer quotes: its IP header, which must be without options, and eight bytes.
+pub const QUOTED: usize = 28;
+/// Length of the answer: IP header, ICMP header, and what is quoted.
+pub const UNREACHABLE: usize = 20 + 8 + QUOTED;
 
-/// Builds the answer from the first 28 bytes of a refused packet without IP options.
+/// What the answer says: an ICMP code, and the most that may be sent where that is the matter.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    pub code: u8,
+    pub mtu: u16,
+}
+
+impl Unreachable {
+    /// Nobody serves here: connecting sockets report "connection refused".
+    pub const PORT: Self = Self { code: 3, mtu: 0 };
+
+    /// Larger than this many bytes, and not to be fragmented.
+    #[inline(always)]
+    pub const fn too_big(mtu: u16) -> Self {
+        Self { code: 4, mtu }
+    }
+}
+
+/// Builds the answer around what it quotes, which stands at its end already.
 #[inline(always)]
-pub fn unreachable(refused: &[u8; 28]) -> [u8; UNREACHABLE] {
-    let mut answer = [0u8; UNREACHABLE];
-    answer[0] = 0x45;
-    answer[2..4].copy_from_slice(&(UNREACHABLE as u16).to_be_bytes());
-    answer[Ipv4Header::TTL as usize] = 64;
-    answer[9] = leme_abi::Protocol::ICMP;
-    answer[12..16].copy_from_slice(&refused[16..20]);
-    answer[16..20].copy_from_slice(&refused[12..16]);
-    let sum = checksum(&answer[..20]);
-    answer[10..12].copy_from_slice(&sum.to_be_bytes());
-    answer[20] = Icmp::UNREACHABLE;
-    answer[21] = 3;
-    answer[28..].copy_from_slice(refused);
+pub fn unreachable(answer: &mut [u8; UNREACHABLE], why: Unreachable) {
+    let (headers, quoted) = answer.split_at_mut(UNREACHABLE - QUOTED);
+    headers.fill(0);
+    headers[0] = 0x45;
+    headers[2..4].copy_from_slice(&(UNREACHABLE as u16).to_be_bytes());
+    headers[Ipv4Header::TTL as usize] = 64;
+    headers[9] = leme_abi::Protocol::ICMP;
+    headers[12..16].copy_from_slice(&quoted[16..20]);
+    headers[16..20].copy_from_slice(&quoted[12..16]);
+    let sum = checksum(&headers[..20]);
+    headers[10..12].copy_from_slice(&sum.to_be_bytes());
+    headers[20] = Icmp::UNREACHABLE;
+    headers[21] = why.code;
+    headers[26..28].copy_from_slice(&why.mtu.to_be_bytes());
     let sum = checksum(&answer[20..]);
     answer[22..24].copy_from_slice(&sum.to_be_bytes());
-    answer
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.

@@ -60,4 +60,6 @@ pub trait Tables: Services {
     fn router(&self) -> Addr;
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
     fn route(&self, addr: &Addr) -> Option<&Route>;
+    /// Whether an outside address is to see pods' own addresses.
+    fn is_excluded(&self, addr: &Addr) -> bool;
 }

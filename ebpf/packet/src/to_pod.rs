@@ -2,11 +2,14 @@
 //! the node itself get the Service's address back.
 
 use crate::{
-    Next, Tables, Work,
+    Kind, Next, Tables, Work,
     nat::{follow, keep_apart},
 };
 
 #[inline(always)]
 pub fn to_pod(tables: &impl Tables, work: &mut Work) -> Next {
+    if matches!(work.packet.kind, Kind::Stray) {
+        return Next::Pass;
+    }
     if follow(tables, work) { Next::Pass } else { keep_apart(tables, work, Next::Pass) }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     maps::{Maps, count, settings, work},
-    skb::{Skb, decrement_ttl, rewrite, set_macs, turn_unreachable},
+    skb::{Skb, decrement_ttl, exceeds, rewrite, set_macs, turn_unreachable},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use core::mem::zeroed;
 use leme_abi::{Addr, Direction, DropReason, Endpoint, MARK_DONE};
-use leme_packet::{Bytes, EthernetHeader, Next, Work, parse};
+use leme_packet::{Bytes, EthernetHeader, Next, Unreachable, Work, parse, remember_fragment};
 
 /// Where a hook sits: it decides how its packets are handed on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,19 @@ pub enum Hook {
     Egress,
     /// Leaving through the VXLAN device itself: the tunnel key is all it lacks.
     Overlay,
+}
+
+impl Hook {
+    /// Whether a packet may get there that is larger than pods and the overlay carry. What the node's stack sends
+    /// through the VXLAN device is not; delivery to a pod past the stack asks nobody for a size.
+    #[inline(always)]
+    fn may_exceed(self, next: Next) -> bool {
+        match self {
+            Self::Ingress => matches!(next, Next::Overlay),
+            Self::Egress => matches!(next, Next::Overlay | Next::Pod),
+            Self::Overlay => false,
+        }
+    }
 }
 
 const AF_INET: u8 = 2;
@@ -61,6 +74,16 @@ fn try_run(
 ) -> Result<i32, DropReason> {
     parse(&Skb(ctx), &Maps, work)?;
     let next = decide(work);
+    let told = match next {
+        Next::Drop => return Err(work.reason),
+        Next::Reject => DropReason::NoBackend,
+        _ if hook.may_exceed(next) && exceeds(ctx, &work.packet, settings::mtu()) => DropReason::TooBig,
+        _ => DropReason::Forwarded,
+    };
+    if told != DropReason::Forwarded {
+        return send_back(ctx, hook, told, work);
+    }
+    remember_fragment(&Maps, work);
     if work.rewrite {
         rewrite(ctx, &work.packet, &work.to)?;
     }
@@ -75,8 +98,7 @@ fn carry_out(ctx: &TcContext, hook: Hook, next: Next, work: &Work) -> Result<i32
         Next::Pod => deliver(ctx, hook, &work.endpoint),
         Next::Overlay => tunnel(ctx, hook, &work.node),
         Next::Outside => route(ctx, &work.dst()),
-        Next::Reject => reject(ctx, hook),
-        Next::Drop => Err(work.reason),
+        Next::Reject | Next::Drop => Err(work.reason),
     }
 }
 
@@ -99,6 +121,10 @@ fn redirected(code: aya_ebpf::cty::c_long) -> Result<i32, DropReason> {
     if code == i64::from(TC_ACT_REDIRECT) as aya_ebpf::cty::c_long { Ok(code as i32) } else { Err(DropReason::Helper) }
 }
 
+/// Length of a tunnel key without the local address that 6.0 added: the one that all kernels take.
+pub const TUNNEL_KEY: u32 = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3) as u32;
+const _: () = assert!(TUNNEL_KEY == 28);
+
 /// Through the VXLAN device, which takes its destination from the packet's tunnel key.
 #[inline(always)]
 fn tunnel(ctx: &TcContext, hook: Hook, node: &Addr) -> Result<i32, DropReason> {
@@ -107,10 +133,8 @@ fn tunnel(ctx: &TcContext, hook: Hook, node: &Addr) -> Result<i32, DropReason> {
     key.tunnel_id = settings::vni();
     key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node.v4());
     key.tunnel_ttl = 64;
-    // 5.10 knows the key without its last member, a later addition.
-    let size = size_of::<bpf_tunnel_key>() as u32;
-    // SAFETY: the key lives on the stack for the call and `size` is its size.
-    let code = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size, u64::from(BPF_F_ZERO_CSUM_TX)) };
+    // SAFETY: the key lives on the stack for the call and is longer than said.
+    let code = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, TUNNEL_KEY, u64::from(BPF_F_ZERO_CSUM_TX)) };
     if code != 0 {
         return Err(DropReason::Helper);
     }
@@ -172,11 +196,15 @@ pub fn leave(hop: &Hop) -> Result<i32, DropReason> {
     redirected(unsafe { bpf_redirect_neigh(hop.ifindex, &mut params, size_of::<bpf_redir_neigh>() as i32, 0) })
 }
 
-/// Tells the sender that nobody listens: back out of the device it came in by, or back into the node's stack.
+/// Tells the sender why its packet does not go on: back out of the device it came in by, or back into the node's stack.
 #[inline(always)]
-fn reject(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
-    turn_unreachable(ctx)?;
-    count(DropReason::NoBackend, Direction::Egress, ctx.len());
+fn send_back(ctx: &TcContext, hook: Hook, reason: DropReason, work: &mut Work) -> Result<i32, DropReason> {
+    let why = match reason {
+        DropReason::TooBig => Unreachable::too_big(settings::mtu() as u16),
+        _ => Unreachable::PORT,
+    };
+    turn_unreachable(ctx, why, &mut work.answer.0)?;
+    count(reason, Direction::Egress, ctx.len());
     ctx.set_mark(MARK_DONE);
     // SAFETY: a field of the context, and a helper call with plain arguments.
     unsafe {

@@ -3,15 +3,14 @@
 use crate::{
     act::{Hook, run},
     maps::{Maps, count},
-    skb::frame_type,
+    skb::is_ipv4,
 };
 use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
 use leme_abi::{Direction, DropReason};
-use leme_packet::ethertype;
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    if frame_type(&ctx) != ethertype::IPV4 {
+    if !is_ipv4(&ctx) {
         count(DropReason::NotIp, Direction::Egress, ctx.len());
         return TC_ACT_SHOT as i32;
     }

@@ -3,7 +3,7 @@
 use crate::{
     act::{Hop, leave, next_hop},
     maps::{LAN_UPLINKS, Maps, count, work},
-    skb::{Skb, decrement_ttl, frame_type, rewrite, set_macs},
+    skb::{Skb, decrement_ttl, is_ipv4, rewrite, set_macs},
 };
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
@@ -12,11 +12,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use leme_abi::{Direction, DropReason, LanNode};
-use leme_packet::{LanTables, Next, ethertype, parse};
+use leme_packet::{LanTables, Next, parse, remember_fragment};
 
 #[classifier]
 pub fn lan(ctx: TcContext) -> i32 {
-    if frame_type(&ctx) != ethertype::IPV4 {
+    if !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
     finish(&ctx, Direction::Egress, try_lan(&ctx))
@@ -26,6 +26,7 @@ pub fn lan(ctx: TcContext) -> i32 {
 fn try_lan(ctx: &TcContext) -> Result<i32, DropReason> {
     let work = work().ok_or(DropReason::Helper)?;
     parse(&Skb(ctx), &Maps, work)?;
+    remember_fragment(&Maps, work);
     if let Some(node) = Maps.lan_node(&work.packet.dst) {
         return to_node(ctx, node);
     }
@@ -46,7 +47,7 @@ fn try_lan(ctx: &TcContext) -> Result<i32, DropReason> {
 
 #[classifier]
 pub fn lan_uplink(ctx: TcContext) -> i32 {
-    if frame_type(&ctx) != ethertype::IPV4 {
+    if !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
     finish(&ctx, Direction::Ingress, try_uplink(&ctx))
@@ -59,8 +60,11 @@ fn try_uplink(ctx: &TcContext) -> Result<i32, DropReason> {
     if parse(&Skb(ctx), &Maps, work).is_err() {
         return Ok(TC_ACT_OK as i32);
     }
+    remember_fragment(&Maps, work);
     let Some(node) = leme_packet::lan_uplink(&Maps, work) else { return Ok(TC_ACT_OK as i32) };
-    rewrite(ctx, &work.packet, &work.to)?;
+    if work.rewrite {
+        rewrite(ctx, &work.packet, &work.to)?;
+    }
     to_node(ctx, node)
 }
 

@@ -38,6 +38,9 @@ pub static NODE_ADDRESSES: HashMap<Addr, u32, 1, SPARSE> = HashMap::new();
 pub static ENDPOINTS: HashMap<Addr, Endpoint, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "routes")]
 pub static ROUTES: LpmTrie<Addr, Route, 1> = LpmTrie::new();
+/// Outside ranges that see pods' own addresses.
+#[btf_map(name = "masquerade_exclusions")]
+pub static MASQUERADE_EXCLUSIONS: LpmTrie<Addr, u32, 1> = LpmTrie::new();
 #[btf_map(name = "conntrack")]
 pub static CONNTRACK: LruHashMap<Tuple, Conntrack, 1> = LruHashMap::new();
 #[btf_map(name = "nat")]
@@ -81,6 +84,8 @@ static SETTINGS: Settings = Settings {
     features: 0,
     uplink: 0,
     options: 0,
+    mtu: 0,
+    reserved: 0,
 };
 
 /// Readers for load-time constants.
@@ -101,7 +106,7 @@ pub mod settings {
 
     readers! {
         host_cookie: u64, node: Addr, router: Addr, overlay: u32, vni: u32,
-        port_min: u16, port_max: u16, features: u32, uplink: u32, options: u32,
+        port_min: u16, port_max: u16, features: u32, uplink: u32, options: u32, mtu: u32,
     }
 }
 
@@ -280,6 +285,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
         value!(ENDPOINTS, addr)
+    }
+
+    #[inline(always)]
+    fn is_excluded(&self, addr: &Addr) -> bool {
+        MASQUERADE_EXCLUSIONS.get(&Key::new(128, *addr)).is_some()
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! tc egress and ingress on the VXLAN device.
 
 use crate::{
-    act::{Hook, for_this_host, is_done, run},
+    act::{Hook, TUNNEL_KEY, for_this_host, is_done, run},
     maps::{Maps, count, settings},
-    skb::frame_type,
+    skb::is_ipv4,
 };
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key},
@@ -13,14 +13,13 @@ use aya_ebpf::{
 };
 use core::mem::zeroed;
 use leme_abi::{Direction, DropReason};
-use leme_packet::ethertype;
 
 #[classifier]
 pub fn overlay_egress(ctx: TcContext) -> i32 {
     if is_done(&ctx) {
         return TC_ACT_OK as i32;
     }
-    if frame_type(&ctx) != ethertype::IPV4 {
+    if !is_ipv4(&ctx) {
         count(DropReason::NotIp, Direction::Egress, ctx.len());
         return TC_ACT_SHOT as i32;
     }
@@ -29,7 +28,7 @@ pub fn overlay_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn overlay_ingress(ctx: TcContext) -> i32 {
-    if frame_type(&ctx) != ethertype::IPV4 || !is_our_network(&ctx) {
+    if !is_ipv4(&ctx) || !is_our_network(&ctx) {
         count(DropReason::Tunnel, Direction::Ingress, ctx.len());
         return TC_ACT_SHOT as i32;
     }
@@ -39,10 +38,10 @@ pub fn overlay_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn is_our_network(ctx: &TcContext) -> bool {
-    // SAFETY: plain data, all zero is valid; the key lives on the stack for the call and the size is its own.
+    // SAFETY: plain data, all zero is valid; the key lives on the stack for the call and is longer than said.
     unsafe {
         let mut key: bpf_tunnel_key = zeroed();
-        let code = bpf_skb_get_tunnel_key(ctx.skb.skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0);
+        let code = bpf_skb_get_tunnel_key(ctx.skb.skb, &mut key, TUNNEL_KEY, 0);
         code == 0 && key.tunnel_id == settings::vni()
     }
 }

@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::bpf_skb_load_bytes,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use bytemuck::Pod;
 use core::mem::MaybeUninit;
 use leme_abi::{DropReason, Tuple};
-use leme_packet::{Bytes, ETHERNET, EthernetHeader, Icmp, Ipv4Header, Kind, Packet, ethertype};
+use leme_packet::{Bytes, ETHERNET, EthernetHeader, Icmp, Ipv4Header, Kind, Packet, QUOTED, Unreachable, ethertype};
 
 /// A packet's bytes, through the helper that also reaches paged data.
 pub struct Skb<'a>(pub &'a TcContext);
@@ -31,13 +31,13 @@ impl Bytes for Skb<'_> {
     }
 }
 
-/// Whether the frame carries IPv4 or ARP, from its EtherType.
+/// Whether the frame carries IPv4. With a VLAN's tag it is not for this device: the kernel has taken the tag out of the
+/// frame and not yet out of its mind. (VLAN devices have hooks of their own.)
 #[inline(always)]
-pub fn frame_type(ctx: &TcContext) -> u16 {
-    match u16::from_be(ctx.skb.protocol() as u16) {
-        ethertype::IPV4 => ethertype::IPV4,
-        other => other,
-    }
+pub fn is_ipv4(ctx: &TcContext) -> bool {
+    // SAFETY: a field of the context.
+    let tagged = unsafe { (*ctx.skb.skb).vlan_present } != 0;
+    !tagged && u16::from_be(ctx.skb.protocol() as u16) == ethertype::IPV4
 }
 
 type Edit = Result<(), DropReason>;
@@ -164,21 +164,64 @@ pub fn decrement_ttl(ctx: &TcContext) -> Edit {
     done(ctx.store(offset as usize, &(ttl - 1), 0))
 }
 
-/// Turns the packet into "port unreachable" for its sender, Ethernet addresses swapped.
+/// Whether a packet that must not be fragmented is larger than `mtu`: of one that is yet to be cut into segments, each of
+/// those.
 #[inline(always)]
-pub fn turn_unreachable(ctx: &TcContext) -> Edit {
-    let refused: [u8; 28] = Skb(ctx).load(ETHERNET).ok_or(DropReason::Malformed)?;
-    if refused[0] != 0x45 {
+pub fn exceeds(ctx: &TcContext, packet: &Packet, mtu: u32) -> bool {
+    if packet.length <= ETHERNET + mtu || matches!(packet.kind, Kind::Error | Kind::Fragment) {
+        return false;
+    }
+    // SAFETY: a field of the context.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment != 0 && packet.l4 + transport_length(ctx, packet) + segment <= ETHERNET + mtu {
+        return false;
+    }
+    let flags: Option<u16> = Skb(ctx).load(ETHERNET + Ipv4Header::FRAGMENT);
+    flags.is_some_and(|flags| u16::from_be(flags) & Ipv4Header::DONT_FRAGMENT != 0)
+}
+
+/// Length of the transport header that every segment repeats.
+#[inline(always)]
+fn transport_length(ctx: &TcContext, packet: &Packet) -> u32 {
+    match packet.kind {
+        // The upper half of the 13th byte counts words.
+        Kind::Tcp => Skb(ctx).load::<u8>(packet.l4 + 12).map_or(20, |offset| u32::from(offset >> 4) * 4),
+        _ => 8,
+    }
+}
+
+/// How far a packet is cut at its front so that the kernel forgets about a checksum that was still to be filled in: to
+/// behind the start of any transport header without IP options before it.
+const FORGET: u32 = 40;
+
+/// Turns the packet into "unreachable" for its sender, Ethernet addresses swapped.
+///
+/// A packet whose checksum somebody was yet to fill in would have it filled in at the old place, in the middle of the
+/// answer. Cutting that place off is what makes the kernel forget it.
+#[inline(always)]
+pub fn turn_unreachable(ctx: &TcContext, why: Unreachable, answer: &mut [u8; leme_packet::UNREACHABLE]) -> Edit {
+    // SAFETY: behind its own headers the answer has room for as much of the packet.
+    let code = unsafe {
+        let quoted = answer.as_mut_ptr().add(leme_packet::UNREACHABLE - QUOTED);
+        bpf_skb_load_bytes(ctx.as_ptr(), ETHERNET, quoted.cast(), QUOTED as u32)
+    };
+    if code != 0 || answer[leme_packet::UNREACHABLE - QUOTED] != 0x45 {
         return Err(DropReason::Malformed);
     }
     let frame: EthernetHeader = Skb(ctx).load(0).ok_or(DropReason::Malformed)?;
     let length = ETHERNET + leme_packet::UNREACHABLE as u32;
+    let skb = ctx.skb.skb;
     // SAFETY: the context is the one this program was called with.
-    let code = unsafe { aya_ebpf::helpers::bpf_skb_change_tail(ctx.skb.skb, length, 0) };
+    let code = unsafe {
+        match bpf_skb_change_tail(skb, length + FORGET, 0) {
+            0 => bpf_skb_adjust_room(skb, -(FORGET as i32), BPF_ADJ_ROOM_MAC, 0),
+            code => code,
+        }
+    };
     if code != 0 {
         return Err(DropReason::Helper);
     }
-    let answer = leme_packet::unreachable(&refused);
-    done(ctx.store(ETHERNET as usize, &answer, u64::from(BPF_F_RECOMPUTE_CSUM)))?;
+    leme_packet::unreachable(answer, why);
+    done(ctx.store(ETHERNET as usize, &*answer, u64::from(BPF_F_RECOMPUTE_CSUM)))?;
     set_macs(ctx, frame.src, frame.dst)
 }

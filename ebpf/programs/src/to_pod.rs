@@ -3,15 +3,14 @@
 use crate::{
     act::{Hook, is_done, run},
     maps::Maps,
-    skb::frame_type,
+    skb::is_ipv4,
 };
 use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
 use leme_abi::Direction;
-use leme_packet::ethertype;
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    if is_done(&ctx) || frame_type(&ctx) != ethertype::IPV4 {
+    if is_done(&ctx) || !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
     run(&ctx, Hook::Egress, Direction::Ingress, |work| leme_packet::to_pod(&Maps, work))

@@ -1,5 +1,6 @@
 //! Packets: an Ethernet header, IPv4, and TCP, UDP or ICMP with checksums that hold.
 
+use leme_abi::{Addr, Port, Tuple};
 use leme_packet::{ETHERNET, Ipv4Header};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -84,6 +85,45 @@ impl Frame {
         Self(frame)
     }
 
+    /// A packet of a protocol nobody translates ports of, or a piece of one.
+    pub fn raw(proto: u8, src: &str, dst: &str, payload: &[u8]) -> Self {
+        Self::ip(proto, src.parse().expect("an address"), dst.parse().expect("an address"), payload)
+    }
+
+    /// An ICMP error of any kind that quotes these bytes.
+    pub fn error(kind: u8, src: &str, dst: &str, quoted: &[u8]) -> Self {
+        Self::icmp(src, dst, [&[kind, 1, 0, 0, 0, 0, 0, 0], quoted].concat())
+    }
+
+    /// The same with other bytes at a place in the IP header or behind it; the header's checksum holds again.
+    pub fn with(mut self, at: u32, bytes: &[u8]) -> Self {
+        let at = (ETHERNET + at) as usize;
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        self.0[24..26].fill(0);
+        let sum = checksum(&self.0[14..34]);
+        self.0[24..26].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    /// The same with four bytes of options that say nothing.
+    pub fn with_options(mut self) -> Self {
+        self.0.splice(34..34, [1; 4]);
+        let total = (self.0.len() - 14) as u16;
+        self.with(0, &[0x46]).with(2, &total.to_be_bytes())
+    }
+
+    /// The same frame with another EtherType.
+    pub fn of_type(mut self, ethertype: u16) -> Self {
+        self.0[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        self
+    }
+
+    /// The same with a payload of so many bytes, whose checksum nobody looks at.
+    pub fn long(mut self, length: usize) -> Self {
+        self.0.resize(14 + 20 + length, 5);
+        self.with(2, &(20 + length as u16).to_be_bytes())
+    }
+
     /// The same packet one hop further.
     pub fn routed(mut self) -> Self {
         self.0[(ETHERNET + Ipv4Header::TTL) as usize] -= 1;
@@ -112,8 +152,28 @@ impl Frame {
         self
     }
 
+    /// A fragment has no transport checksum of its own.
+    pub fn is_fragment(&self) -> bool {
+        u16::from_be_bytes([self.0[20], self.0[21]]) & 0x3fff != 0
+    }
+
     fn ip_payload(&self) -> &[u8] {
         &self.0[34..]
+    }
+
+    /// The tuple of a whole TCP or UDP packet.
+    pub fn tuple(&self) -> Option<Tuple> {
+        let header: Ipv4Header = bytemuck::pod_read_unaligned(self.0.get(14..34)?);
+        let ports: [u16; 2] = bytemuck::pod_read_unaligned(self.0.get(34..38)?);
+        let is_whole = header.version_length == 0x45 && matches!(header.proto, 6 | 17) && !self.is_fragment();
+        is_whole.then(|| Tuple {
+            src: Addr::from_v4(header.src),
+            dst: Addr::from_v4(header.dst),
+            sport: Port(ports[0]),
+            dport: Port(ports[1]),
+            proto: header.proto,
+            reserved: [0; 3],
+        })
     }
 
     pub fn facts(&self) -> Facts {
@@ -173,7 +233,7 @@ fn seal(proto: u8, src: Ipv4Addr, dst: Ipv4Addr, payload: &mut [u8], at: Option<
 }
 
 /// RFC 1071, odd lengths padded.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
     let sum: u32 = bytes.chunks(2).map(word).sum();
     let sum = (sum & 0xffff) + (sum >> 16);

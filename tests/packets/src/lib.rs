@@ -5,18 +5,27 @@
 //! end of its wire, `lan` the machine around local nodes, `foreign` are other people's programs. A test of packets is a
 //! list of [`Row`]s: a packet and where it enters, the verdict and the packet that leaves. What a test run cannot show
 //! happens between real sockets, in namespaces joined by the node's devices (`namespace`).
+//!
+//! A whole site of two nodes, a router and the world beyond is `site`; `traffic` are conversations in it, `device`
+//! offloads and frames on the wire.
 
 pub mod bpf;
+pub mod device;
 pub mod foreign;
 pub mod frame;
 pub mod lan;
 pub mod namespace;
+pub mod network;
 pub mod node;
 pub mod outside;
+pub mod site;
+pub mod traffic;
 
 pub use frame::Frame;
 pub use namespace::Namespace;
-pub use node::{Node, in_namespace};
+pub use network::Network;
+pub use node::{Node, in_namespace, in_namespace_with};
+pub use site::Site;
 
 /// What a tc program answers, linux/pkt_cls.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

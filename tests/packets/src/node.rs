@@ -13,6 +13,7 @@ use nix::{
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -44,9 +45,18 @@ const PODS: [PodPlace; 2] = [
 
 /// Runs a test on a thread of its own in a new network namespace, with a node in it.
 pub fn in_namespace(objects: Vec<Value>, test: impl FnOnce(&mut Node) + Send + 'static) {
+    in_namespace_with(objects, |_| (), test);
+}
+
+/// The same with another configuration of the datapath.
+pub fn in_namespace_with(
+    objects: Vec<Value>,
+    configure: impl FnOnce(&mut Config) + Send + 'static,
+    test: impl FnOnce(&mut Node) + Send + 'static,
+) {
     let outcome = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root: run them with `cargo xtask test packets`");
-        let mut node = Node::new(&objects).unwrap_or_else(|error| panic!("{error:?}"));
+        let mut node = Node::new(&objects, configure).unwrap_or_else(|error| panic!("{error:?}"));
         test(&mut node);
     });
     if let Err(panic) = outcome.join() {
@@ -62,7 +72,7 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(objects: &[Value]) -> Result<Self> {
+    fn new(objects: &[Value], configure: impl FnOnce(&mut Config)) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("packets-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         ensure_bpffs()?;
@@ -74,12 +84,13 @@ impl Node {
         config.node = "a".into();
         config.nics = vec![nic];
         config.sizes = Sizes { connections: 4096, ..config.sizes };
+        configure(&mut config);
         let mut datapath = runtime.block_on(Datapath::open(config))?;
         for pod in &PODS {
             datapath.add_endpoint(&pod.spec()?)?;
         }
         let mut snapshot = Snapshot::new("a");
-        for object in cluster().iter().chain(objects) {
+        for object in cluster([ADDRESS, FAR[1]]).iter().chain(objects) {
             feed(&mut snapshot, object)?;
         }
         datapath.reconcile_all(&snapshot)?;
@@ -144,7 +155,12 @@ impl Node {
     }
 
     pub fn counter(&self, name: &str) -> u64 {
-        self.datapath.dump().expect("the tables").counters.get(name).copied().unwrap_or(0)
+        self.counters().get(name).copied().unwrap_or(0)
+    }
+
+    /// `reason/direction` → packets.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        self.datapath.dump().expect("the tables").counters
     }
 }
 
@@ -167,15 +183,16 @@ impl PodPlace {
     }
 }
 
-fn within(cgroup: &Path, work: impl FnOnce()) {
+pub(crate) fn within<T>(cgroup: &Path, work: impl FnOnce() -> T) -> T {
     let own = fs::read_to_string("/proc/self/cgroup").expect("a cgroup");
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/').to_owned();
     let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), std::process::id().to_string());
     enter(cgroup).expect("enter the node's cgroup");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     enter(&cgroup_root().expect("found before").join(own)).expect("leave the node's cgroup");
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
+    match outcome {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
@@ -198,15 +215,15 @@ pub(crate) fn run(pins: &Path, program: &str, device: &str, packet: &Frame) -> (
     (Verdict::from_action(result.return_value), Frame(out))
 }
 
-/// Two nodes; this one is `a`.
-fn cluster() -> [Value; 2] {
-    [("a", 1), ("b", 2)].map(|(name, n)| {
+/// Nodes `a` and `b` with these addresses.
+pub(crate) fn cluster(addresses: [Ipv4Addr; 2]) -> [Value; 2] {
+    [("a", 1, addresses[0]), ("b", 2, addresses[1])].map(|(name, n, address)| {
         json!({"kind": "Node", "metadata": {"name": name}, "spec": {"podCIDRs": [format!("10.244.{n}.0/24")]},
-            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.89.0.1{n}")}]}})
+            "status": {"addresses": [{"type": "InternalIP", "address": address.to_string()}]}})
     })
 }
 
-fn feed(snapshot: &mut Snapshot, object: &Value) -> Result<()> {
+pub(crate) fn feed(snapshot: &mut Snapshot, object: &Value) -> Result<()> {
     match object["kind"].as_str() {
         Some("Service") => drop(snapshot.upsert_service(&serde_json::from_value(object.clone())?)),
         Some("EndpointSlice") => drop(snapshot.upsert_slice(&serde_json::from_value(object.clone())?)),
@@ -262,7 +279,7 @@ pub(crate) fn ensure_bpffs() -> Result<()> {
 }
 
 /// Where cgroup v2 is: alone, or beside v1.
-fn cgroup_root() -> Result<PathBuf> {
+pub(crate) fn cgroup_root() -> Result<PathBuf> {
     let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     let is_v2 = |path: &PathBuf| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
     places.into_iter().find(is_v2).context("no cgroup v2 is mounted")

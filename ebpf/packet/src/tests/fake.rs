@@ -219,6 +219,9 @@ impl Tables for Fake {
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
         self.endpoints.get(addr)
     }
+    fn is_excluded(&self, addr: &Addr) -> bool {
+        matches!(addr.v4().to_ne_bytes(), [172, 16, ..])
+    }
     fn route(&self, addr: &Addr) -> Option<&Route> {
         match addr.v4().to_ne_bytes() {
             [10, 244, 1, _] => Some(&self.own),

@@ -1,0 +1,148 @@
+//! A network namespace of its own, and work inside it. A socket opened there belongs there, whoever uses it then.
+
+use anyhow::{Context, Result};
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, setns, unshare},
+};
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        link::{InfoData, InfoVeth},
+        route::RouteScope,
+    },
+};
+use std::{
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd, AsRawFd},
+    thread,
+};
+
+pub struct Network(File);
+
+impl Network {
+    /// With `lo` up.
+    pub fn new() -> Result<Self> {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).context("these tests need root: run them with `cargo xtask test`")?;
+            Ok::<_, anyhow::Error>(Self(File::open("/proc/thread-self/ns/net")?))
+        };
+        let made = thread::scope(|scope| scope.spawn(make).join());
+        let made = made.expect("opening a file does not panic")?;
+        made.up("lo")?;
+        Ok(made)
+    }
+
+    /// Runs work on a thread in this namespace.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let enter = || {
+            setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).expect("the namespace lives as long as its file");
+            work()
+        };
+        match thread::scope(|scope| scope.spawn(enter).join()) {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Says something to rtnetlink here.
+    pub fn netlink<T: Send>(&self, work: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
+        self.within(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection()?;
+                tokio::spawn(connection);
+                work(handle).await
+            })
+        })
+    }
+
+    pub fn index(&self, device: &str) -> Result<u32> {
+        self.within(|| if_nametoindex(device)).with_context(|| format!("no device {device}"))
+    }
+
+    pub fn up(&self, device: &str) -> Result<()> {
+        self.change(device, |link| link.up())
+    }
+
+    pub fn down(&self, device: &str) -> Result<()> {
+        self.change(device, |link| link.down())
+    }
+
+    pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<()> {
+        self.change(device, |link| link.mtu(mtu))
+    }
+
+    fn change(
+        &self,
+        device: &str,
+        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> + Send,
+    ) -> Result<()> {
+        let link = change(LinkUnspec::new_with_index(self.index(device)?)).build();
+        self.netlink(async |netlink| Ok(netlink.link().set(link).execute().await?))
+            .with_context(|| format!("change {device}"))
+    }
+
+    pub fn address(&self, device: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
+        let index = self.index(device)?;
+        self.netlink(async |netlink| Ok(netlink.address().add(index, IpAddr::V4(address), prefix).execute().await?))
+            .with_context(|| format!("give {device} {address}"))
+    }
+
+    pub fn default_route(&self, gateway: Ipv4Addr) -> Result<()> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        self.netlink(async |netlink| Ok(netlink.route().add(route).execute().await?)).context("add the default route")
+    }
+
+    pub fn route(&self, network: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) -> Result<()> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, prefix).gateway(gateway).build();
+        self.netlink(async |netlink| Ok(netlink.route().add(route).execute().await?))
+            .with_context(|| format!("route {network}/{prefix} to {gateway}"))
+    }
+
+    /// What lies directly behind a device, and the MAC there.
+    pub fn neighbour(&self, device: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
+        let index = self.index(device)?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+        self.netlink(async |netlink| {
+            let neighbour = netlink.neighbours().add(index, IpAddr::V4(address));
+            neighbour.link_layer_address(&mac).replace().execute().await?;
+            Ok(netlink.route().add(route).execute().await?)
+        })
+        .with_context(|| format!("put {address} behind {device}"))
+    }
+
+    /// Writes a setting below `/proc/sys/net/ipv4`.
+    pub fn set(&self, setting: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/ipv4/{setting}");
+        self.within(|| fs::write(&path, value)).with_context(|| format!("write {path}"))
+    }
+}
+
+/// A veth pair between two namespaces, both ends up.
+pub fn connect((one, name): (&Network, &str), (other, peer): (&Network, &str)) -> Result<()> {
+    connect_with_macs((one, name, None), (other, peer, None))
+}
+
+type End<'a> = (&'a Network, &'a str, Option<[u8; 6]>);
+
+pub fn connect_with_macs((one, name, mac): End<'_>, (other, peer, peer_mac): End<'_>) -> Result<()> {
+    let mut far = LinkMessageBuilder::<LinkUnspec>::default().name(peer).setns_by_fd(other.0.as_raw_fd());
+    let mut near = LinkVeth::new(name, peer);
+    if let Some(mac) = peer_mac {
+        far = far.address(mac.to_vec());
+    }
+    if let Some(mac) = mac {
+        near = near.address(mac.to_vec());
+    }
+    let pair = near.set_info_data(InfoData::Veth(InfoVeth::Peer(far.build()))).build();
+    one.netlink(async |netlink| Ok(netlink.link().add(pair).execute().await?))
+        .with_context(|| format!("connect {name} and {peer}"))?;
+    one.up(name)?;
+    other.up(peer)
+}
