@@ -11,7 +11,7 @@ use crate::place;
 use crate::step::say;
 
 /// Name as the tests know it, and the Debian suite whose kernel it is.
-const KERNELS: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("newest", "sid")];
+const KERNELS: [(&str, &str); 4] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("newest", "sid")];
 
 /// Downloads what is missing, and qemu to boot it.
 pub(crate) fn fetch() -> Result<()> {

@@ -7,6 +7,7 @@ mod artifacts;
 mod bench;
 mod build;
 mod debian;
+mod fuzz;
 mod images;
 mod kernels;
 mod oci;
@@ -43,6 +44,8 @@ enum Verb {
     Down,
     /// Run all tests: units, stores, packets, scenarios, kernels, clusters
     Test(test::Options),
+    /// Throw hostile packets at the datapath
+    Fuzz(fuzz::Options),
     /// Measure the released build
     #[command(subcommand)]
     Bench(bench::What),
@@ -66,6 +69,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Up(options) => up::run(&options),
         Verb::Down => up::down(),
         Verb::Test(options) => test::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench(what) => bench::run(&what),
     }
 }

@@ -27,7 +27,7 @@ enum Suite {
     Unit,
     /// Programs in the kernel: packets in, verdicts and packets out
     Packets,
-    /// The programs on other kernels, in virtual machines
+    /// The programs on other kernels, in virtual machines: they load, decide as the packet tests say, carry traffic
     Kernels,
     /// Real clusters with the real kubectl
     Cluster,
@@ -133,6 +133,11 @@ impl Suite {
             .env("LEME_KUBECTL", setup::kubectl()?)
             .env("LEME_KERNELS", kernels::folders()?)
             .env("LEME_TEST_MIRRORS", registry::mirror_arguments().join(" "));
+        if self == Suite::Kernels {
+            // The machines run the packet tests as they are.
+            let tests = artifacts.runners(|runner| Suite::Packets.holds(runner));
+            command.env("LEME_PACKET_TESTS", std::env::join_paths(tests.iter().map(|test| &test.executable))?);
+        }
         Ok(command)
     }
 }

@@ -17,6 +17,7 @@ const FILE: u32 = 0o100_000;
 pub struct Initramfs {
     bytes: Vec<u8>,
     folders: BTreeSet<PathBuf>,
+    libraries: BTreeSet<PathBuf>,
     entries: u32,
 }
 
@@ -41,7 +42,9 @@ impl Initramfs {
         let mode = fs::metadata(program)?.permissions().mode() & 0o777;
         self.add(path, &fs::read(program).with_context(|| format!("read {}", program.display()))?, mode);
         for library in libraries(program)? {
-            self.add(&library.to_string_lossy(), &fs::read(&library)?, 0o755);
+            if self.libraries.insert(library.clone()) {
+                self.add(&library.to_string_lossy(), &fs::read(&library)?, 0o755);
+            }
         }
         Ok(())
     }

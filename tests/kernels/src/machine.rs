@@ -3,7 +3,7 @@
 use std::{
     io::Read,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::Duration,
 };
@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use crate::{initramfs::Initramfs, kernel::Kernel};
 
 const MEMORY: &str = "768M";
-/// Emulated kernels are up in seconds; a busy machine makes minutes of them.
-const LIMIT: Duration = Duration::from_secs(240);
+/// Emulated kernels are up in seconds and a test takes a few; a busy machine makes a minute of them.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// Boots and returns everything the machine printed until it powered itself off.
 pub fn boot(kernel: &Kernel, initramfs: Initramfs, arguments: &str) -> Result<String> {
@@ -36,20 +36,27 @@ pub fn boot(kernel: &Kernel, initramfs: Initramfs, arguments: &str) -> Result<St
     watch(&mut machine)
 }
 
+/// Everything it prints until it powers itself off. One that says nothing for long is stuck.
 fn watch(machine: &mut Child) -> Result<String> {
     let mut serial = machine.stdout.take().context("the serial line")?;
-    let (done, finished) = mpsc::channel();
+    let (printed, pieces) = mpsc::channel();
     thread::spawn(move || {
-        let mut text = Vec::new();
-        let read = serial.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned());
+        let mut piece = [0; 4096];
         // The receiver is gone only when the test has already failed.
-        let _ = done.send(read);
+        while let Ok(length @ 1..) = serial.read(&mut piece)
+            && printed.send(piece[..length].to_vec()).is_ok()
+        {}
     });
-    let outcome = finished.recv_timeout(LIMIT);
+    let mut text = Vec::new();
+    let ended = loop {
+        match pieces.recv_timeout(SILENCE) {
+            Ok(piece) => text.extend(piece),
+            Err(RecvTimeoutError::Disconnected) => break true,
+            Err(RecvTimeoutError::Timeout) => break false,
+        }
+    };
     machine.kill().context("end qemu")?;
     machine.wait()?;
-    match outcome {
-        Ok(text) => Ok(text?),
-        Err(_) => bail!("the machine did not power off within {} s", LIMIT.as_secs()),
-    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if ended { Ok(text) } else { bail!("the machine has said nothing for {} s after\n{text}", SILENCE.as_secs()) }
 }

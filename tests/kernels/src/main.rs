@@ -1,15 +1,17 @@
 //! The init of a test machine: loads the modules it was given, mounts what the datapath needs, opens the datapath on this
-//! kernel, checks that it holds together, removes it again, and says `ok` or what failed on the serial line.
+//! kernel, adopts and removes it, and then runs packet tests: the very binaries that run on the development machine. What it prints on the serial line is the result.
 
 use std::{
     ffi::CString,
     fs::{self, File},
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 use leme_datapath::{Config, Datapath, Sizes};
+use leme_tests_kernels::{FAILED, PACKET_TESTS, PASSED};
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
@@ -18,21 +20,20 @@ use nix::{
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
+const MOUNTS: [(&str, &str); 5] =
+    [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup")];
+
 fn main() {
-    let outcome = prepare().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(check())
-    });
-    match outcome {
-        Ok(report) => println!("leme-kernel-check: ok {report}"),
-        Err(error) => println!("leme-kernel-check: failed: {error:#}"),
+    match prepare().and_then(|()| opens_and_goes()).and_then(|()| run_tests()) {
+        Ok(()) => println!("{PASSED}"),
+        Err(error) => println!("{FAILED}: {error:#}"),
     }
     // Without this the kernel panics when its init ends, which also ends the machine, only less clearly.
     let _ = reboot(RebootMode::RB_POWER_OFF);
 }
 
 fn prepare() -> Result<()> {
-    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup")] {
+    for (kind, place) in MOUNTS {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("mount {kind} on {place}"))?;
     }
@@ -44,28 +45,63 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-async fn check() -> Result<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+/// The packet tests that are here; each prints its own lines.
+fn run_tests() -> Result<()> {
+    let mut failed = Vec::new();
+    for (test, filter) in PACKET_TESTS {
+        let status =
+            Command::new(format!("/tests/{test}")).args(["--test-threads=1", "--color=never", filter]).status()?;
+        if !status.success() {
+            failed.push(format!("{test} ({status})"));
+        }
+    }
+    complaints()?;
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join(", ")) }
+}
+
+/// The kernel must have had nothing to say about all this.
+fn complaints() -> Result<()> {
+    let mut log = vec![0u8; 1 << 20];
+    let length = nix::errno::Errno::result(
+        // SAFETY: the buffer is as long as it is said to be. 3 is SYSLOG_ACTION_READ_ALL.
+        unsafe { libc::syscall(libc::SYS_syslog, 3, log.as_mut_ptr(), log.len()) },
+    )?;
+    let log = String::from_utf8_lossy(&log[..length as usize]).into_owned();
+    let is_complaint = |line: &&str| ["WARNING:", "BUG:", "Oops", "Call Trace"].iter().any(|word| line.contains(word));
+    match log.lines().find(is_complaint) {
+        Some(line) => bail!("the kernel says: {line}\n{log}"),
+        None => Ok(()),
+    }
+}
+
+fn opens_and_goes() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    println!("Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
+    runtime.block_on(check())
+}
+
+async fn check() -> Result<()> {
     let nic = make_nic().await?;
     let cgroup = Path::new("/sys/fs/cgroup/node");
     fs::create_dir(cgroup).context("make a cgroup")?;
     let mut config = Config::new("check", cgroup, IpAddr::V4(ADDRESS), "10.244.1.0/24".parse()?);
     config.nics = vec![nic];
-    config.sizes = small();
+    // The machine is small.
+    config.sizes = Sizes { connections: 1024, ..config.sizes };
     let datapath = Datapath::open(config.clone()).await.context("load and attach")?;
     if !config.pin_dir.is_dir() {
         bail!("nothing is pinned at {}", config.pin_dir.display());
     }
     drop(datapath);
     let mut adopted = Datapath::open(config.clone()).await.context("adopt what is pinned")?;
-    let dump = adopted.dump()?;
+    adopted.dump()?;
     follow(&mut adopted).await.context("follow devices")?;
     drop(adopted);
     leme_datapath::remove_all(&config).await.context("remove")?;
     if config.pin_dir.exists() {
         bail!("{} is still there", config.pin_dir.display());
     }
-    Ok(format!("on {}, {} services", release.trim(), dump.services.len()))
+    Ok(())
 }
 
 /// Without NICs the programs leave theirs, and with them they are back.
@@ -82,11 +118,6 @@ async fn follow(datapath: &mut Datapath) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The machine is small; full-sized maps are another test's matter.
-fn small() -> Sizes {
-    Sizes { connections: 1024, frontends: 1024, services: 1024, slots: 1024, backends: 1024, endpoints: 64, routes: 64 }
 }
 
 /// A device towards the outside: one end of a veth pair.
