@@ -6,13 +6,14 @@
 use std::net::IpAddr;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{Failure, PortMapping, RuntimeConfig, Transport, code};
 
 /// As it stands in the configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Written {
+struct Written {
     port_mappings: Option<Vec<WrittenPort>>,
 }
 
@@ -28,8 +29,10 @@ struct WrittenPort {
     host_ip: String,
 }
 
-pub(crate) fn read(written: Option<Written>) -> Result<RuntimeConfig, Failure> {
-    let ports = written.unwrap_or_default().port_mappings.unwrap_or_default();
+pub(crate) fn read(written: Option<Value>) -> Result<RuntimeConfig, Failure> {
+    let written = written.map(serde_json::from_value::<Written>).transpose();
+    let written = written.map_err(|error| invalid(error.to_string()))?.unwrap_or_default();
+    let ports = written.port_mappings.unwrap_or_default();
     // Runtimes also list ports that nobody asked to have on the node.
     let wanted = ports.into_iter().filter(|port| port.host_port != 0);
     Ok(RuntimeConfig { port_mappings: wanted.map(read_port).collect::<Result<_, _>>()? })
@@ -66,17 +69,16 @@ fn read_address(text: &str) -> Result<Option<IpAddr>, Failure> {
 }
 
 fn invalid(details: String) -> Failure {
-    Failure::new(code::INVALID_CONFIG, "invalid portMappings", details)
+    Failure::new(code::INVALID_CONFIG, "invalid runtimeConfig", details)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn ports(ports: Value) -> Result<Vec<PortMapping>, Failure> {
-        let written = serde_json::from_value(json!({ "portMappings": ports })).unwrap();
-        read(Some(written)).map(|runtime| runtime.port_mappings)
+        read(Some(json!({ "portMappings": ports }))).map(|runtime| runtime.port_mappings)
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Failure {
     }
 }
 
-/// Well-known error codes of the CNI specification, section "Error"; 100 and up are the plugin's own.
+/// Well-known error codes of the CNI specification, sections "Error" and "STATUS"; 100 and up are the plugin's own.
 pub mod code {
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     pub const UNKNOWN_CONTAINER: u32 = 3;
@@ -159,7 +159,10 @@ pub mod code {
     pub const DECODE_FAILURE: u32 = 6;
     pub const INVALID_CONFIG: u32 = 7;
     pub const TRY_AGAIN_LATER: u32 = 11;
+    /// STATUS: no ADD can be served.
     pub const PLUGIN_NOT_AVAILABLE: u32 = 50;
+    /// STATUS: nor do all of the pods that are attached have their whole network.
+    pub const LIMITED_CONNECTIVITY: u32 = 51;
     /// The agent could not make or change the interface.
     pub const ATTACH_FAILED: u32 = 100;
     /// No address is left in the node's pod CIDRs.

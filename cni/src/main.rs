@@ -28,16 +28,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     let mut stdin = Vec::new();
     if let Err(error) = io::stdin().lock().take(MAX_MESSAGE as u64).read_to_end(&mut stdin) {
-        return print(&spec::error(spec::VERSIONS[0], &failed("failed to read the network configuration", error)), 1);
+        let failure = Failure::new(code::IO_FAILURE, "failed to read the network configuration", error);
+        return print(&spec::error(&spec::version_of(&[]), &failure), 1);
     }
     let version = spec::version_of(&stdin);
-    match spec::parse(|name| std::env::var(name).ok(), &stdin).and_then(answer) {
+    match spec::parse(|name| std::env::var(name).ok(), &stdin).and_then(|call| answer(&version, call)) {
         Ok(Answer::Versions) => print(&spec::versions(&version), 0),
         Ok(Answer::Document(None)) | Ok(Answer::Reply(Reply::Done)) => ExitCode::SUCCESS,
-        Ok(Answer::Document(Some(mut result))) => {
-            result["cniVersion"] = version.into();
-            print(&result, 0)
-        }
+        Ok(Answer::Document(Some(result))) => print(&result, 0),
         Ok(Answer::Reply(Reply::Attached(made))) => print(&spec::result(&version, &made), 0),
         Ok(Answer::Reply(Reply::Failed(failure))) | Err(failure) => print(&spec::error(&version, &failure), 1),
     }
@@ -49,23 +47,25 @@ enum Answer {
     Reply(Reply),
 }
 
-fn answer(call: Call) -> Result<Answer, Failure> {
+fn answer(version: &str, call: Call) -> Result<Answer, Failure> {
     match call {
         Call::Version => Ok(Answer::Versions),
-        Call::Ask { request, .. } if loopback::is_invoked() => loopback::answer(&request).map(Answer::Document),
+        Call::Ask { request, .. } if loopback::is_invoked() => {
+            loopback::answer(version, &request).map(Answer::Document)
+        }
         Call::Ask { socket, request } => ask(&socket, &request).map(Answer::Reply),
     }
 }
 
 fn ask(socket: &str, request: &Request) -> Result<Reply, Failure> {
-    let patience = if request.command == Command::Status { Duration::ZERO } else { CONNECT_WITHIN };
-    let stream = connect(socket, patience).map_err(|error| unavailable(request.command, socket, error))?;
+    let stream = connect(socket).map_err(|error| unavailable(request.command, socket, error))?;
     let bytes = exchange(stream, request).map_err(|error| unavailable(request.command, socket, error))?;
     serde_json::from_slice(&bytes).map_err(|error| unavailable(request.command, socket, error.into()))
 }
 
-fn connect(socket: &str, patience: Duration) -> io::Result<UnixStream> {
-    let deadline = Instant::now() + patience;
+/// A STATUS waits too: a node whose agent is being restarted is not to be reported as not ready.
+fn connect(socket: &str) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + CONNECT_WITHIN;
     loop {
         match UnixStream::connect(socket) {
             Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(20)),
@@ -87,10 +87,6 @@ fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
 fn unavailable(command: Command, socket: &str, error: io::Error) -> Failure {
     let code = if command == Command::Status { code::PLUGIN_NOT_AVAILABLE } else { code::TRY_AGAIN_LATER };
     Failure::new(code, "the leme agent does not answer", format!("{socket}: {error}; is `leme agent` running?"))
-}
-
-fn failed(what: &str, error: io::Error) -> Failure {
-    Failure::new(code::IO_FAILURE, what, error)
 }
 
 fn print(document: &serde_json::Value, status: u8) -> ExitCode {

@@ -27,6 +27,8 @@ enum Suite {
     Unit,
     /// Programs in the kernel: packets in, verdicts and packets out
     Packets,
+    /// The CNI plugin and the agent's server, with real links and programs in namespaces
+    Cni,
     /// The programs on other kernels, in virtual machines: they load, decide as the packet tests say, carry traffic
     Kernels,
     /// Real clusters with the real kubectl
@@ -34,11 +36,15 @@ enum Suite {
 }
 
 /// Test packages that are suites of their own; all others are units.
-const SUITES: [(Suite, &str); 3] =
-    [(Suite::Packets, "tests/packets"), (Suite::Kernels, "tests/kernels"), (Suite::Cluster, "tests/cluster")];
+const SUITES: [(Suite, &str); 4] = [
+    (Suite::Packets, "tests/packets"),
+    (Suite::Cni, "tests/cni"),
+    (Suite::Kernels, "tests/kernels"),
+    (Suite::Cluster, "tests/cluster"),
+];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let all = [Suite::Unit, Suite::Packets, Suite::Kernels, Suite::Cluster];
+    let all = [Suite::Unit, Suite::Packets, Suite::Cni, Suite::Kernels, Suite::Cluster];
     let suites = if options.suites.is_empty() { &all[..] } else { &options.suites };
     require_root("testing the data path")?;
     setup::for_tests()?;
@@ -63,6 +69,7 @@ impl Suite {
         match self {
             Suite::Unit => "unit",
             Suite::Packets => "packets",
+            Suite::Cni => "cni",
             Suite::Kernels => "kernels",
             Suite::Cluster => "cluster",
         }
@@ -72,6 +79,7 @@ impl Suite {
         match self {
             Suite::Unit => say("Unit tests, and the stores' contract on both engines"),
             Suite::Packets => say("Packets through the programs in the kernel"),
+            Suite::Cni => say("The CNI plugin against an agent's server"),
             Suite::Kernels => {
                 kernels::fetch()?;
                 say("The programs on other kernels");

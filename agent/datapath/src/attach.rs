@@ -107,6 +107,22 @@ impl Attacher {
         Ok(())
     }
 
+    /// The same for every device that has such links and is not to be kept.
+    pub(crate) fn detach_others(&self, names: &[&str], keep: impl Fn(u32) -> bool) -> Result<()> {
+        let failed = |source| Error::Pin { path: self.links.clone(), source };
+        for entry in std::fs::read_dir(&self.links).map_err(failed)? {
+            let pin = entry.map_err(failed)?.file_name();
+            let parsed = pin.to_str().and_then(|pin| pin.rsplit_once('-'));
+            let Some((name, Ok(ifindex))) = parsed.map(|(name, number)| (name, number.parse::<u32>())) else {
+                continue;
+            };
+            if names.contains(&name) && !keep(ifindex) {
+                self.detach_device(&[name], ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Updates the pinned link, or makes and pins one. The outer error is the attachment's own.
     fn link(
         &self,

@@ -6,7 +6,7 @@ use crate::{
     config::SocketLb,
     connections::Connections,
     device::{Devices, allow_forwarding, may_forward, netns_cookie},
-    dump::{counters, dump},
+    dump::{counters, dump, frontend},
     fill::fill,
     host_port::{HostPort, HostPorts, owner},
     inspect::{Attachment, Place},
@@ -30,6 +30,13 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+
+/// Target of events between the steps of a change; tests kill an agent at each of them.
+const STEPS: &str = "leme_cni_step";
+
+fn step(reached: &'static str) {
+    tracing::trace!(target: STEPS, reached);
+}
 
 /// Long after any packet that was being processed has left.
 const GRACE: Duration = Duration::from_secs(1);
@@ -101,6 +108,7 @@ pub struct Datapath {
     /// The ledger was read back from the maps since: it does not know whose the entries are.
     unclaimed: bool,
     mtu: u32,
+    /// The VXLAN device.
     overlay: u32,
     /// Until the programs have been exchanged.
     migration: Option<Migration>,
@@ -183,7 +191,14 @@ impl Datapath {
                 self.remove_endpoint(endpoint.addr)?;
             }
         }
+        self.detach_strays()?;
         self.attacher.attach_cgroup(&self.programs, &self.config.cgroup)
+    }
+
+    /// Links of devices that no endpoint has: what a kill in the midst of its removal leaves.
+    fn detach_strays(&self) -> Result<()> {
+        let own: BTreeSet<u32> = self.endpoints()?.iter().map(|endpoint| endpoint.ifindex).collect();
+        self.attacher.detach_others(&POD, |ifindex| own.contains(&ifindex))
     }
 
     fn attach(&self, program: &'static str, ifindex: u32, side: TcAttachType) -> Result<()> {
@@ -241,15 +256,25 @@ impl Datapath {
 
     /// Every place where a program of this node belongs.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        let nics = self.config.nics.iter().map(|nic| (NIC, *nic));
-        let pods = self.endpoints()?.into_iter().map(|endpoint| (POD, endpoint.ifindex));
-        let devices = std::iter::once((OVERLAY, self.overlay)).chain(nics).chain(pods);
-        let sides = [TcAttachType::Ingress, TcAttachType::Egress];
-        let places = devices.flat_map(|(programs, ifindex)| {
-            programs.into_iter().zip(sides).map(move |(program, side)| (program, ifindex, side))
-        });
-        let places = places.map(|(program, ifindex, side)| self.attacher.device_place(program, ifindex, side));
-        Ok(places.chain(self.attacher.cgroup_places()).collect())
+        let pods = self.endpoints()?.into_iter().flat_map(|endpoint| self.pod_attachments(endpoint.ifindex));
+        Ok(self.node_attachments().into_iter().chain(pods).collect())
+    }
+
+    /// Those of one pod's host end.
+    pub fn pod_attachments(&self, ifindex: u32) -> [Attachment; 2] {
+        self.places(POD, ifindex)
+    }
+
+    /// Those that no pod can do without.
+    pub fn node_attachments(&self) -> Vec<Attachment> {
+        let nics = self.config.nics.iter().flat_map(|nic| self.places(NIC, *nic));
+        let overlay = self.places(OVERLAY, self.overlay).into_iter();
+        overlay.chain(nics).chain(self.attacher.cgroup_places()).collect()
+    }
+
+    fn places(&self, [ingress, egress]: [&'static str; 2], ifindex: u32) -> [Attachment; 2] {
+        [(ingress, TcAttachType::Ingress), (egress, TcAttachType::Egress)]
+            .map(|(program, side)| self.attacher.device_place(program, ifindex, side))
     }
 
     /// Puts programs back that somebody has taken away; those of pods that are gone by now stay away.
@@ -280,15 +305,34 @@ impl Datapath {
         Ok(restored)
     }
 
-    /// Attaches a pod's hooks and makes it reachable; done is done.
+    /// Makes a pod reachable and attaches its hooks; done is done. Whatever is attached has an endpoint by which it is
+    /// found again, so the endpoint comes first.
     pub fn add_endpoint(&mut self, endpoint: &EndpointSpec) -> Result<()> {
-        let EndpointSpec { addr, ifindex, mac, host_mac } = *endpoint;
+        let ifindex = endpoint.ifindex;
         allow_forwarding(ifindex)?;
+        self.tables.endpoints.put(&endpoint.addr.into(), &endpoint.entry())?;
+        step("the endpoint is in its table");
         // A pod's old programs go on with the others' until all are exchanged.
         if self.migration.is_none() || !self.attacher.has_links(&POD, ifindex) {
             self.attach_pair(POD, ifindex)?;
+            step("the programs are attached");
         }
-        self.tables.endpoints.put(&addr.into(), &Endpoint { ifindex, identity: 0, mac, host_mac, flags: 0 })
+        Ok(())
+    }
+
+    /// What is not as [`Self::add_endpoint`] and [`Self::set_host_ports`] wrote it, in words. Programs are another matter:
+    /// see [`Self::pod_attachments`].
+    pub fn check_endpoint(&self, endpoint: &EndpointSpec, ports: &[HostPort]) -> Result<Vec<String>> {
+        let mut faults = Vec::new();
+        if self.tables.endpoints.get(&endpoint.addr.into())? != Some(endpoint.entry()) {
+            faults.push(format!("the table of endpoints does not lead {} to its interface", endpoint.addr));
+        }
+        for port in ports {
+            if self.tables.frontends.get(&port.frontend())?.is_none() {
+                faults.push(format!("{} is not served", frontend(&port.frontend())));
+            }
+        }
+        Ok(faults)
     }
 
     /// The ports of the node that lead to a pod: these and no others. They go with its endpoint.
@@ -311,8 +355,9 @@ impl Datapath {
         self.set_host_ports(addr, &[])?;
         self.namespaces.remove(addr)?;
         let key = Addr::from(addr);
-        let Some(endpoint) = self.tables.endpoints.get(&key)? else { return Ok(()) };
+        let Some(endpoint) = self.tables.endpoints.get(&key)? else { return self.detach_strays() };
         self.tables.endpoints.delete(&key)?;
+        step("the endpoint is out of its table");
         self.attacher.detach_device(&POD, endpoint.ifindex)
     }
 
@@ -518,6 +563,10 @@ fn settings(config: &Config, overlay: u32, mtu: u32) -> Settings {
 }
 
 impl EndpointSpec {
+    fn entry(&self) -> Endpoint {
+        Endpoint { ifindex: self.ifindex, identity: 0, mac: self.mac, host_mac: self.host_mac, flags: 0 }
+    }
+
     pub(crate) fn new(addr: Addr, endpoint: Endpoint) -> Self {
         let Endpoint { ifindex, mac, host_mac, .. } = endpoint;
         Self { addr: addr.into(), ifindex, mac, host_mac }
@@ -562,10 +611,13 @@ impl Tables {
         self.sources.put_all(&operations.sources)?;
         self.members.put_all(&operations.members)?;
         self.services.put_all(&operations.services)?;
+        step("backends, slots and services are written");
         self.frontends.put_all(&operations.frontends)?;
         self.frontends.delete_all(&operations.gone_frontends)?;
         self.members.delete_all(&operations.gone_members)?;
-        self.sources.delete_all(&operations.gone_sources)
+        self.sources.delete_all(&operations.gone_sources)?;
+        step("frontends are written");
+        Ok(())
     }
 }
 

@@ -23,7 +23,7 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    fn frontend(&self) -> FrontendKey {
+    pub(crate) fn frontend(&self) -> FrontendKey {
         FrontendKey {
             addr: self.addr.map_or(Addr::ANY, Addr::from),
             port: Port::new(self.port),

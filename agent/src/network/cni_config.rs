@@ -70,7 +70,7 @@ mod tests {
         let list: serde_json::Value = serde_json::from_slice(&conflist(Path::new("/run/x/cni.sock"))).unwrap();
         assert_eq!(list["plugins"][0]["type"], "leme-cni");
         let mut conf = list["plugins"][0].clone();
-        (conf["cniVersion"], conf["name"]) = (list["cniVersion"].clone(), list["name"].clone());
+        (conf["cniVersion"], conf["name"]) = ("1.1.0".into(), list["name"].clone());
         let env = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".to_owned());
         let call = leme_cni::spec::parse(env, conf.to_string().as_bytes()).unwrap();
         assert!(matches!(call, leme_cni::spec::Call::Ask { socket, .. } if socket == "/run/x/cni.sock"));

@@ -2,7 +2,9 @@
 //!
 //! Composed by `network::start`. Requests for one attachment go one after the other, others side by side. ADD reserves,
 //! makes the link, registers the endpoint; DEL goes the other way and starts over whenever it is repeated, so every
-//! step may find its work done. A request is carried to its end even when the plugin is killed meanwhile.
+//! step may find its work done. ADD of what is there already and whole gives the same answer and touches nothing. A
+//! request is carried to its end even when the plugin is killed meanwhile; each step of it is an event of the target
+//! [`STEPS`], and the agent may be killed after any: what follows (DEL, ADD again, an agent's start) ends clean.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +25,7 @@ use tokio::{
     sync::{Mutex as Turn, OwnedMutexGuard},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info, trace, warn};
 
 use super::{
     ipam::{self, Ipam, Reservation, Wanted},
@@ -31,6 +33,8 @@ use super::{
     veth::{self, GATEWAY, Links, Veth, mac_text},
 };
 
+/// Target of the events between the steps of a request; the tests kill an agent at each of them.
+pub const STEPS: &str = "leme_cni_step";
 /// The plugin writes its request in one go.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 
@@ -42,6 +46,12 @@ pub trait Endpoints: Send + Sync {
     async fn add(&self, veth: &Veth, ifindex: u32, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()>;
     /// Makes an address unknown, with all that leads to it; one that is unknown is done.
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()>;
+    /// Every address that is known.
+    async fn known(&self) -> anyhow::Result<Vec<Ipv4Addr>>;
+    /// What is not as `add` made it, in words.
+    async fn check(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<Vec<String>>;
+    /// What keeps the node's pods from having all of their network, in words.
+    async fn check_node(&self) -> anyhow::Result<Vec<String>>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +82,7 @@ impl CniServer {
         Self { ipam: Mutex::new(ipam), links, endpoints, shape, metrics, turns: Mutex::default() }
     }
 
-    /// Registers every pod that an earlier agent attached, and removes links that belong to nobody.
+    /// Registers every pod that an earlier agent attached, and removes links and endpoints that belong to nobody.
     pub async fn adopt(&self) -> anyhow::Result<()> {
         let held: Vec<Reservation> = self.ipam().reservations().cloned().collect();
         for reservation in &held {
@@ -124,7 +134,7 @@ impl CniServer {
     pub async fn answer(&self, request: Request) -> Reply {
         let command = request.command;
         let result = match (command, request.attachment.clone()) {
-            (Command::Status, _) => Ok(Reply::Done),
+            (Command::Status, _) => self.status().await,
             (Command::Gc, _) => self.collect(&request).await,
             (Command::Add, Some(id)) => self.add(id, request).await,
             (Command::Del, Some(id)) => self.delete(&id).await,
@@ -137,17 +147,28 @@ impl CniServer {
         })
     }
 
+    /// Whoever reads this has an agent that serves ADD; the pods it has may miss something all the same.
+    async fn status(&self) -> Result<Reply, Failure> {
+        let limited = |details: String| {
+            Failure::new(code::LIMITED_CONNECTIVITY, "the node's pods do not have all of their network", details)
+        };
+        let faults = self.endpoints.check_node().await.map_err(|error| limited(chain(&error)))?;
+        if faults.is_empty() { Ok(Reply::Done) } else { Err(limited(faults.join("; "))) }
+    }
+
     async fn add(&self, id: AttachmentId, request: Request) -> Result<Reply, Failure> {
         let _turn = self.turn(&id).await;
         let netns = request.netns.unwrap_or_default();
         let Request { network, pod, runtime, .. } = request;
         let wanted = Wanted { attachment: id.clone(), network, netns: netns.clone(), pod, runtime };
+        let repeated = self.ipam().get(&id).is_some();
         let reservation = self.ipam().reserve(wanted, SystemTime::now()).map_err(no_address)?;
+        step("the address is reserved");
         let veth = self.veth(&reservation);
         match self.attach(&veth, &netns, &reservation.runtime).await {
             Ok(()) => Ok(Reply::Attached(self.attachment(&veth, netns))),
             Err(error) => {
-                if let Err(failure) = self.detach(&id).await {
+                if let Err(failure) = self.undo(&id, repeated).await {
                     warn!(%failure, "failed to undo an attachment; it goes with DEL or GC");
                 }
                 Err(not_attached(error))
@@ -155,11 +176,30 @@ impl CniServer {
         }
     }
 
-    /// What an interrupted ADD left goes first: it hangs on a link that is about to be replaced.
     async fn attach(&self, veth: &Veth, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
+        if let Ok(ifindex) = self.links.check(veth, netns).await {
+            return self.endpoints.add(veth, ifindex, netns, runtime).await;
+        }
+        // What an interrupted ADD left goes first: it hangs on a link that is about to be replaced.
         self.endpoints.remove(veth.address).await?;
-        let ifindex = self.links.create(veth, netns, self.shape.router).await?;
-        self.endpoints.add(veth, ifindex, netns, runtime).await
+        self.links.remove(&veth.host_ifname).await?;
+        step("what was there is gone");
+        self.links.make_pair(veth, netns).await?;
+        step("the pair is made");
+        self.links.configure_pod(veth, netns).await?;
+        step("the pod end is configured");
+        let ifindex = self.links.configure_host(veth, self.shape.router).await?;
+        step("the node end is configured");
+        self.endpoints.add(veth, ifindex, netns, runtime).await?;
+        step("the endpoint is known");
+        Ok(())
+    }
+
+    /// An address that nobody has been told need not rest.
+    async fn undo(&self, id: &AttachmentId, told: bool) -> Result<(), Failure> {
+        self.take_down(id).await?;
+        let done = if told { self.ipam().release(id, SystemTime::now()) } else { self.ipam().forget(id) };
+        done.map_err(|error| not_detached(error.into()))
     }
 
     fn attachment(&self, veth: &Veth, netns: String) -> Attachment {
@@ -182,12 +222,21 @@ impl CniServer {
 
     /// The reservation goes last: until then a repeated DEL finds what is left to do.
     async fn detach(&self, id: &AttachmentId) -> Result<(), Failure> {
+        self.take_down(id).await?;
+        self.ipam().release(id, SystemTime::now()).map_err(|error| not_detached(error.into()))?;
+        step("the address is released");
+        Ok(())
+    }
+
+    async fn take_down(&self, id: &AttachmentId) -> Result<(), Failure> {
         let address = self.ipam().get(id).map(|held| held.address);
         if let Some(address) = address {
             self.endpoints.remove(address).await.map_err(not_detached)?;
+            step("the endpoint is unknown");
         }
         self.links.remove(&veth::host_ifname(id)).await.map_err(|error| not_detached(error.into()))?;
-        self.ipam().release(id, SystemTime::now()).map_err(|error| not_detached(error.into()))
+        step("the pair is gone");
+        Ok(())
     }
 
     async fn check(&self, id: &AttachmentId, request: &Request) -> Result<Reply, Failure> {
@@ -200,10 +249,20 @@ impl CniServer {
             return Err(Failure::new(code::CHECK_FAILED, "the container's address is another", details));
         }
         let netns = request.netns.as_deref().unwrap_or(&held.netns);
-        let checked = self.links.check(&self.veth(&held), netns).await;
-        checked.map(|()| Reply::Done).map_err(|error| {
-            Failure::new(code::CHECK_FAILED, "the container's interface is not as it was made", chain(&error.into()))
-        })
+        let veth = self.veth(&held);
+        let different = |details: String| {
+            Failure::new(code::CHECK_FAILED, "the container's interface is not as it was made", details)
+        };
+        let checked = async {
+            let ifindex = self.links.check(&veth, netns).await?;
+            self.endpoints.check(&veth, ifindex, &held.runtime).await
+        };
+        match checked.await {
+            Ok(faults) if faults.is_empty() => Ok(Reply::Done),
+            Ok(faults) => Err(different(faults.join("; "))),
+            Err(error) if is_unknown(&error) => Err(unknown()),
+            Err(error) => Err(different(chain(&error))),
+        }
     }
 
     /// Releases everything of the network that is not in use any more, except what is being attached right now.
@@ -224,11 +283,18 @@ impl CniServer {
     }
 
     async fn remove_strays(&self) -> anyhow::Result<()> {
-        for name in self.links.host_ends().await? {
-            let owned = |ipam: &Ipam| ipam.reservations().any(|held| veth::host_ifname(&held.attachment) == name);
-            if !owned(&self.ipam()) {
+        for address in self.endpoints.known().await? {
+            let owned = self.ipam().reservations().any(|held| held.address == address);
+            if !owned {
+                info!(%address, "removing an endpoint that no container owns");
+                self.endpoints.remove(address).await?;
+            }
+        }
+        for (name, index) in self.links.host_ends().await? {
+            let owned = self.ipam().reservations().any(|held| veth::host_ifname(&held.attachment) == name);
+            if !owned {
                 info!(link = name, "removing a pod link that no container owns");
-                self.links.remove(&name).await?;
+                self.links.remove_index(index, &name).await?;
             }
         }
         Ok(())
@@ -298,7 +364,23 @@ fn no_address(error: ipam::Error) -> Failure {
 }
 
 fn not_attached(error: anyhow::Error) -> Failure {
-    Failure::new(code::ATTACH_FAILED, "failed to attach the pod to the network", chain(&error))
+    let code = match error.downcast_ref() {
+        Some(veth::Error::NoNamespace { .. }) => code::UNKNOWN_CONTAINER,
+        Some(veth::Error::NotPods { .. }) => {
+            let msg = format!("invalid environment variables: CNI_NETNS: {}", chain(&error));
+            return Failure::new(code::INVALID_ENVIRONMENT, msg, "");
+        }
+        _ => code::ATTACH_FAILED,
+    };
+    Failure::new(code, "failed to attach the pod to the network", chain(&error))
+}
+
+fn is_unknown(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(veth::Error::NoNamespace { .. }))
+}
+
+fn step(reached: &'static str) {
+    trace!(target: STEPS, reached);
 }
 
 fn not_detached(error: anyhow::Error) -> Failure {

@@ -22,15 +22,19 @@ pub const REST: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("no address is left in {pools:?}: {held} are in use")]
+    #[error("no address is left in {}: {held} are in use", list_of(pools))]
     Exhausted { pools: Vec<Ipv4Network>, held: usize },
-    #[error("every free address in {pools:?} was released less than {REST:?} ago: {resting} become free soon")]
+    #[error("every free address in {} was released less than {REST:?} ago: {resting} become free soon", list_of(pools))]
     Resting { pools: Vec<Ipv4Network>, resting: usize },
     #[error("failed to {action} {path}")]
     File { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 type Result<T> = std::result::Result<T, Error>;
+
+fn list_of(pools: &[Ipv4Network]) -> String {
+    pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
 
 /// One reservation, as it is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +174,15 @@ impl Ipam {
         Ok(())
     }
 
+    /// Takes back a reservation that nobody has been told of: its address may be given out again at once.
+    pub fn forget(&mut self, attachment: &AttachmentId) -> Result<()> {
+        remove(&self.file(attachment))?;
+        if let Some(held) = self.held.remove(attachment) {
+            self.taken.remove(&held.address);
+        }
+        Ok(())
+    }
+
     pub fn get(&self, attachment: &AttachmentId) -> Option<&Reservation> {
         self.held.get(attachment)
     }
@@ -300,6 +313,18 @@ mod tests {
         assert!(matches!(ipam.reserve(wanted("f"), now), Err(Error::Resting { resting: 1, .. })));
         assert_eq!(last(&mut ipam, "f", SystemTime::now() + REST), 3);
         assert_eq!(fs::read_dir(dir.0.join("resting")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_address_that_nobody_was_told_of_need_not_rest() {
+        let dir = Dir::new("forget");
+        let (mut ipam, now) = (dir.open(), SystemTime::now());
+        for name in ["a", "b", "c", "d", "e"] {
+            last(&mut ipam, name, now);
+        }
+        ipam.forget(&id("b")).unwrap();
+        assert_eq!(last(&mut ipam, "f", now), 3);
+        assert_eq!(dir.open().usage().0, 5);
     }
 
     /// Every prefix of the file operations of reserve and release, as a kill would leave them.

@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use leme_cni::RuntimeConfig;
-use leme_datapath::{Datapath, EndpointSpec, Nic, NodePorts, SocketLb};
+use leme_datapath::{Attachment, Datapath, EndpointSpec, Nic, NodePorts, SocketLb};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -157,17 +157,16 @@ impl Kernel {
 #[async_trait]
 impl Endpoints for Kernel {
     async fn add(&self, veth: &Veth, ifindex: u32, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
-        let addr = IpAddr::V4(veth.address);
-        let endpoint = EndpointSpec { addr, ifindex, mac: veth.mac, host_mac: veth.host_mac };
+        let endpoint = endpoint(veth, ifindex);
         let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
         let netns = PathBuf::from(netns);
         let added = self.with(move |datapath| {
             datapath.add_endpoint(&endpoint)?;
             // The pod works without: what depends on who asks is then decided per packet.
-            if let Err(error) = datapath.add_namespace(addr, &netns) {
-                warn!(%error, %addr, "a pod's sockets are not known as its own");
+            if let Err(error) = datapath.add_namespace(endpoint.addr, &netns) {
+                warn!(%error, addr = %endpoint.addr, "a pod's sockets are not known as its own");
             }
-            datapath.set_host_ports(addr, &ports)
+            datapath.set_host_ports(endpoint.addr, &ports)
         });
         Ok(added.await?)
     }
@@ -175,6 +174,38 @@ impl Endpoints for Kernel {
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()> {
         Ok(self.with(move |datapath| datapath.remove_endpoint(address.into())).await?)
     }
+
+    async fn known(&self) -> anyhow::Result<Vec<Ipv4Addr>> {
+        let endpoints = self.with(|datapath| datapath.endpoints()).await?;
+        let v4 = |endpoint: EndpointSpec| match endpoint.addr {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        Ok(endpoints.into_iter().filter_map(v4).collect())
+    }
+
+    async fn check(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<Vec<String>> {
+        let endpoint = endpoint(veth, ifindex);
+        let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
+        let (faults, places) = self
+            .with(move |datapath| (datapath.check_endpoint(&endpoint, &ports), datapath.pod_attachments(ifindex)))
+            .await;
+        Ok(faults?.into_iter().chain(missing(places.into()).await?).collect())
+    }
+
+    async fn check_node(&self) -> anyhow::Result<Vec<String>> {
+        missing(self.with(|datapath| datapath.node_attachments()).await).await
+    }
+}
+
+/// Programs that are not where they belong, in words.
+async fn missing(places: Vec<Attachment>) -> anyhow::Result<Vec<String>> {
+    let detached = leme_datapath::inspect(places).await?.detached;
+    Ok(detached.iter().map(|place| format!("there is no {place}")).collect())
+}
+
+fn endpoint(veth: &Veth, ifindex: u32) -> EndpointSpec {
+    EndpointSpec { addr: veth.address.into(), ifindex, mac: veth.mac, host_mac: veth.host_mac }
 }
 
 /// Starts the network in the background and returns at once; the handle tells when it is ready. Work goes on until

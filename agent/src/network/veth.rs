@@ -3,26 +3,33 @@
 //! Called by `cni_server`. The pod gets a /32 address, a link-local gateway that is a static neighbour, and the MTU; the
 //! node gets a route to the pod and a static neighbour, so nothing ever asks by ARP. Names and MAC addresses follow from
 //! the attachment alone: after any crash DEL finds the link again without a record. Never runs another program, and
-//! never leaves a thread of the agent in a foreign namespace.
+//! never leaves a thread of the agent in a foreign namespace. Each step is complete or undone by removing the pair: all
+//! that hangs on it goes with it.
 
 use std::{
     fmt::Write as _,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt as _,
+    },
     thread,
 };
 
 use futures::TryStreamExt as _;
 use leme_cni::AttachmentId;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::AddressAttribute,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-        route::RouteScope,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -35,12 +42,18 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub enum Error {
     #[error("failed to open the network namespace {path}")]
     OpenNamespace { path: String, source: io::Error },
+    #[error("there is no network namespace {path}")]
+    NoNamespace { path: String },
+    #[error("{path} is {what}")]
+    NotPods { path: String, what: &'static str },
     #[error("failed to enter the network namespace {path}")]
     EnterNamespace { path: String, source: io::Error },
     #[error("failed to open a netlink socket")]
     Socket(#[source] io::Error),
     #[error("failed to {action} {link}")]
     Netlink { action: &'static str, link: String, source: rtnetlink::Error },
+    #[error("the container already has an interface {ifname}")]
+    Taken { ifname: String },
     #[error("{link} is {found}, it should be {expected}")]
     Different { link: String, found: String, expected: String },
 }
@@ -110,23 +123,24 @@ impl Links {
         Ok(Self { netlink })
     }
 
-    /// Makes the pair anew and returns the index of its node end. A pair left by an interrupted ADD goes first.
-    pub async fn create(&self, veth: &Veth, netns: &str, router: Ipv4Addr) -> Result<u32> {
-        self.remove(&veth.host_ifname).await?;
+    /// Makes the pair, its pod end inside the pod's namespace, both ends down and bare.
+    pub async fn make_pair(&self, veth: &Veth, netns: &str) -> Result<()> {
         let namespace = open(netns)?;
-        self.add_pair(veth, &namespace).await?;
-        let made = async {
-            let wanted = veth.clone();
-            within(netns, namespace, move |netlink| async move { configure_pod(&netlink, &wanted).await }).await?;
-            self.configure_host(veth, router).await
-        };
-        match made.await {
-            Ok(index) => Ok(index),
-            Err(error) => {
-                self.remove(&veth.host_ifname).await?;
-                Err(error)
+        match self.add_pair(veth, &namespace).await {
+            // The node end's name is ours and was free: it is the pod end's that is taken.
+            Err(Error::Netlink { source: rtnetlink::Error::NetlinkError(message), .. })
+                if message.raw_code() == -libc::EEXIST =>
+            {
+                Err(Error::Taken { ifname: veth.ifname.clone() })
             }
+            other => other,
         }
+    }
+
+    /// The pod end: address, gateway, default route, up.
+    pub async fn configure_pod(&self, veth: &Veth, netns: &str) -> Result<()> {
+        let wanted = veth.clone();
+        within(netns, open(netns)?, move |netlink| async move { configure_pod(&netlink, &wanted).await }).await
     }
 
     async fn add_pair(&self, veth: &Veth, namespace: &File) -> Result<()> {
@@ -145,7 +159,8 @@ impl Links {
         self.netlink.link().add(pair).execute().await.map_err(netlink("create the veth pair", link))
     }
 
-    async fn configure_host(&self, veth: &Veth, router: Ipv4Addr) -> Result<u32> {
+    /// The node end: up, with the pod as its neighbour and routed to it. Returns its index.
+    pub async fn configure_host(&self, veth: &Veth, router: Ipv4Addr) -> Result<u32> {
         let link = &veth.host_ifname;
         let index = self.index(link).await?.ok_or_else(|| absent(link))?;
         let up = LinkUnspec::new_with_index(index).up().build();
@@ -169,7 +184,14 @@ impl Links {
 
     /// Removes the pair by its node end; one that is gone is done.
     pub async fn remove(&self, host_ifname: &str) -> Result<()> {
-        let Some(index) = self.index(host_ifname).await? else { return Ok(()) };
+        match self.index(host_ifname).await? {
+            Some(index) => self.remove_index(index, host_ifname).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for one that was seen: not for a newer one of its name.
+    pub async fn remove_index(&self, index: u32, host_ifname: &str) -> Result<()> {
         match self.netlink.link().del(index).execute().await {
             Err(error) if !is_absent(&error) => Err(netlink("remove", host_ifname)(error)),
             _ => Ok(()),
@@ -180,29 +202,41 @@ impl Links {
         Ok(self.link(name).await?.map(|link| link.header.index))
     }
 
-    /// Whether the node end is there and up, and the pod end has the address and the MTU of ADD.
-    pub async fn check(&self, veth: &Veth, netns: &str) -> Result<()> {
+    /// Whether the pair is as ADD made it: both ends up, the pod's with its addresses, and all routes there. Returns the
+    /// index of the node end.
+    pub async fn check(&self, veth: &Veth, netns: &str) -> Result<u32> {
         let link = self.link(&veth.host_ifname).await?.ok_or_else(|| absent(&veth.host_ifname))?;
+        let index = link.header.index;
         expect_up(&veth.host_ifname, &link)?;
+        expect_route(&self.netlink, &veth.host_ifname, index, (veth.address, 32)).await?;
         let wanted = veth.clone();
-        within(netns, open(netns)?, move |netlink| async move { check_pod(&netlink, &wanted).await }).await
+        within(netns, open(netns)?, move |netlink| async move { check_pod(&netlink, &wanted).await }).await?;
+        Ok(index)
     }
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>> {
         find(&self.netlink, name).await
     }
 
-    /// Names of the node ends that exist, for the collection of what no attachment owns.
-    pub async fn host_ends(&self) -> Result<Vec<String>> {
+    /// Names and indices of the node ends that exist, for the collection of what no attachment owns.
+    pub async fn host_ends(&self) -> Result<Vec<(String, u32)>> {
         let links: Vec<LinkMessage> =
             self.netlink.link().get().execute().try_collect().await.map_err(netlink("list", "links"))?;
         let ours = |name: &&String| name.len() == 15 && name.starts_with("leme") && is_hex(&name[4..]);
-        Ok(links.iter().filter_map(name_of).filter(ours).cloned().collect())
+        let end = |link: &LinkMessage| Some((name_of(link).filter(ours)?.clone(), link.header.index));
+        Ok(links.iter().filter_map(end).collect())
     }
 }
 
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn mtu_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 fn name_of(link: &LinkMessage) -> Option<&String> {
@@ -240,13 +274,36 @@ async fn configure_pod(handle: &Handle, veth: &Veth) -> Result<()> {
 
 async fn check_pod(handle: &Handle, veth: &Veth) -> Result<()> {
     let link = find(handle, &veth.ifname).await?.ok_or_else(|| absent(&veth.ifname))?;
+    let index = link.header.index;
     expect_up(&veth.ifname, &link)?;
-    let of_link = handle.address().get().set_link_index_filter(link.header.index).execute();
+    if !link.attributes.contains(&LinkAttribute::Address(veth.mac.to_vec())) {
+        return Err(different(&veth.ifname, "of another MAC address", &mac_text(&veth.mac)));
+    }
+    if let Some(mtu) = mtu_of(&link).filter(|mtu| *mtu > veth.mtu) {
+        return Err(different(&veth.ifname, &format!("of MTU {mtu}"), &veth.mtu.to_string()));
+    }
+    let of_link = handle.address().get().set_link_index_filter(index).execute();
     let messages: Vec<_> = of_link.try_collect().await.map_err(netlink("list addresses of", &veth.ifname))?;
     let wanted = AddressAttribute::Address(IpAddr::V4(veth.address));
-    match messages.iter().any(|message| message.attributes.contains(&wanted)) {
+    if !messages.iter().any(|message| message.attributes.contains(&wanted)) {
+        return Err(different(&veth.ifname, "without its address", &veth.address.to_string()));
+    }
+    expect_route(handle, &veth.ifname, index, (GATEWAY, 32)).await?;
+    expect_route(handle, &veth.ifname, index, (Ipv4Addr::UNSPECIFIED, 0)).await
+}
+
+async fn expect_route(handle: &Handle, link: &str, index: u32, (network, prefix): (Ipv4Addr, u8)) -> Result<()> {
+    let all = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+    let routes: Vec<RouteMessage> = all.try_collect().await.map_err(netlink("list routes of", link))?;
+    let leads = |route: &RouteMessage| {
+        let to = RouteAttribute::Destination(RouteAddress::Inet(network));
+        route.header.destination_prefix_length == prefix
+            && (prefix == 0 || route.attributes.contains(&to))
+            && route.attributes.contains(&RouteAttribute::Oif(index))
+    };
+    match routes.iter().any(leads) {
         true => Ok(()),
-        false => Err(different(&veth.ifname, "without its address", &veth.address.to_string())),
+        false => Err(different(link, "without a route", &format!("the way to {network}/{prefix}"))),
     }
 }
 
@@ -274,8 +331,22 @@ fn is_absent(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ENODEV)
 }
 
+/// A pod's namespace: not the node's own, whose interfaces would be mistaken for the pod's.
 fn open(path: &str) -> Result<File> {
-    File::open(path).map_err(|source| Error::OpenNamespace { path: path.into(), source })
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => Error::NoNamespace { path: path.into() },
+        _ => Error::OpenNamespace { path: path.into(), source },
+    };
+    let file = File::open(path).map_err(failed)?;
+    if !fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC) {
+        return Err(Error::NotPods { path: path.into(), what: "no network namespace" });
+    }
+    let inode = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    let own = File::open("/proc/thread-self/ns/net").and_then(|own| inode(&own)).map_err(failed)?;
+    match inode(&file).map_err(failed)? == own {
+        true => Err(Error::NotPods { path: path.into(), what: "the node's own network namespace" }),
+        false => Ok(file),
+    }
 }
 
 /// Runs `work` with a netlink connection inside another namespace, on a thread that ends there and is never reused.

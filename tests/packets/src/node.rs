@@ -10,7 +10,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
-use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -251,19 +251,19 @@ pub fn service(name: &str, ip: &str, node_port: u16, backends: &[(&str, &str)]) 
     ]
 }
 
-/// `lo` up, the NIC `eth0` with the node's address and a default route, and the pods' host ends. Returns the NIC.
+/// The pods' host ends, beside the NIC, whose index it returns.
 async fn make_devices() -> Result<u32> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
+    let nic = make_nic().await?;
+    make_pairs(&[("pod2", "peer2"), ("pod3", "peer3")]).await?;
+    Ok(nic)
+}
+
+/// `lo` up, and the NIC `eth0` with the node's address and a default route. Returns its index.
+pub async fn make_nic() -> Result<u32> {
     // Devices to come say nothing by themselves, which would be counted.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
-    for (name, peer) in [("eth0", "wire"), ("pod2", "peer2"), ("pod3", "peer3")] {
-        handle.link().add(LinkVeth::new(name, peer).build()).execute().await?;
-    }
-    for name in ["lo", "eth0", "wire", "pod2", "peer2", "pod3", "peer3"] {
-        let index = if_nametoindex(name)?;
-        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-    }
+    let handle = make_pairs(&[("eth0", "wire")]).await?;
+    bring_up(&handle, "lo").await?;
     let nic = if_nametoindex("eth0")?;
     handle.address().add(nic, IpAddr::V4(ADDRESS), 24).execute().await?;
     let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 89, 0, 1));
@@ -271,7 +271,23 @@ async fn make_devices() -> Result<u32> {
     Ok(nic)
 }
 
-pub(crate) fn ensure_bpffs() -> Result<()> {
+async fn make_pairs(pairs: &[(&str, &str)]) -> Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    for (name, peer) in pairs {
+        handle.link().add(LinkVeth::new(name, peer).build()).execute().await?;
+        bring_up(&handle, name).await?;
+        bring_up(&handle, peer).await?;
+    }
+    Ok(handle)
+}
+
+async fn bring_up(handle: &Handle, name: &str) -> Result<()> {
+    let index = if_nametoindex(name)?;
+    Ok(handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+}
+
+pub fn ensure_bpffs() -> Result<()> {
     if statfs(BPFFS)?.filesystem_type() != BPF_FS_MAGIC {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs")?;
     }
@@ -279,7 +295,7 @@ pub(crate) fn ensure_bpffs() -> Result<()> {
 }
 
 /// Where cgroup v2 is: alone, or beside v1.
-pub(crate) fn cgroup_root() -> Result<PathBuf> {
+pub fn cgroup_root() -> Result<PathBuf> {
     let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     let is_v2 = |path: &PathBuf| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
     places.into_iter().find(is_v2).context("no cgroup v2 is mounted")
