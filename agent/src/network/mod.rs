@@ -37,6 +37,7 @@ pub mod reconciler;
 mod stranded;
 pub mod veth;
 
+use cni_config::Files;
 use cni_server::{CniServer, Endpoints, Shape};
 use findings::{Finding, Findings, Watcher};
 use ipam::Ipam;
@@ -239,6 +240,8 @@ impl Network {
         let opened = self.insist(|| self.open(pools.clone())).await;
         let (kernel, server) = opened;
         self.serve_cni(&server, &shutdown);
+        let keep = cni_config::keep(self.files(), self.status.subscribe());
+        tokio::spawn(async move { shutdown.run_until_cancelled(keep).await });
         tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
         tokio::spawn(stranded::end_when_woken(kernel.clone(), watching.deserted()));
         self.serve_health(&kernel, server);
@@ -331,9 +334,14 @@ impl Network {
         }
     }
 
+    fn files(&self) -> Files {
+        let Config { cni_conf_dir, cni_bin_dir, cni_plugin, cni_socket, .. } = self.config.clone();
+        Files { conf_dir: cni_conf_dir, bin_dir: cni_bin_dir, plugin: cni_plugin, socket: cni_socket }
+    }
+
     /// The tables are right: from now on the runtime may attach pods.
     fn announce(&self) -> anyhow::Result<()> {
-        cni_config::install(&self.config)?;
+        self.files().install()?;
         if self.status.send_replace(Status::Ready) != Status::Ready {
             info!("the node's network is ready");
         }
