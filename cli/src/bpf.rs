@@ -125,9 +125,12 @@ fn read(table: Table, pins: &Path) -> Result<Rows> {
         Table::Services => rows(&["ID", "FRONTENDS", "BACKENDS"], datapath::services(pins)?, |row| {
             vec![row.id.to_string(), row.frontends.join("\n"), row.backends.join("\n")]
         }),
-        Table::Endpoints => rows(&["ADDRESS", "IFINDEX", "MAC", "HOST-MAC"], datapath::endpoints(pins)?, |row| {
-            vec![row.addr.to_string(), row.ifindex.to_string(), mac(row.mac), mac(row.host_mac)]
-        }),
+        Table::Endpoints => {
+            rows(&["ADDRESS", "IFINDEX", "MAC", "HOST-MAC", "IN", "OUT"], datapath::endpoints(pins)?, |row| {
+                let (receives, sends) = (rate(row.limits.ingress), rate(row.limits.egress));
+                vec![row.addr.to_string(), row.ifindex.to_string(), mac(row.mac), mac(row.host_mac), receives, sends]
+            })
+        }
         Table::Routes => rows(&["PREFIX", "NODE", "WHERE"], datapath::routes(pins)?, route),
         Table::Nodes => rows(&["ADDRESS", "WHERE"], datapath::node_addresses(pins)?, |row| {
             let place = if row.local { "local" } else { "remote" };
@@ -188,6 +191,17 @@ fn connection(row: &datapath::ConnectionRow) -> Vec<String> {
 
 fn text(address: std::net::SocketAddr) -> String {
     address.to_string()
+}
+
+/// In bits per second, as annotations have it.
+fn rate(rate: Option<datapath::Rate>) -> String {
+    let bits = rate.map(|rate| rate.bytes_per_second.saturating_mul(8));
+    match bits {
+        None => "-".to_owned(),
+        Some(bits) if bits.is_multiple_of(1_000_000) => format!("{} Mbit/s", bits / 1_000_000),
+        Some(bits) if bits.is_multiple_of(1_000) => format!("{} kbit/s", bits / 1_000),
+        Some(bits) => format!("{bits} bit/s"),
+    }
 }
 
 fn mac(bytes: [u8; 6]) -> String {

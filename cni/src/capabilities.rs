@@ -8,13 +8,14 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Failure, PortMapping, RuntimeConfig, Transport, code};
+use crate::{Bandwidth, Failure, PortMapping, RuntimeConfig, Transport, code};
 
 /// As it stands in the configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Written {
     port_mappings: Option<Vec<WrittenPort>>,
+    bandwidth: Option<Bandwidth>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -35,7 +36,9 @@ pub(crate) fn read(written: Option<Value>) -> Result<RuntimeConfig, Failure> {
     let ports = written.port_mappings.unwrap_or_default();
     // Runtimes also list ports that nobody asked to have on the node.
     let wanted = ports.into_iter().filter(|port| port.host_port != 0);
-    Ok(RuntimeConfig { port_mappings: wanted.map(read_port).collect::<Result<_, _>>()? })
+    let port_mappings = wanted.map(read_port).collect::<Result<_, _>>()?;
+    let bandwidth = written.bandwidth.filter(|bandwidth| bandwidth.ingress_rate != 0 || bandwidth.egress_rate != 0);
+    Ok(RuntimeConfig { port_mappings, bandwidth })
 }
 
 fn read_port(written: WrittenPort) -> Result<PortMapping, Failure> {
@@ -99,6 +102,16 @@ mod tests {
             assert_eq!(ports(go).unwrap(), [wanted(None)], "{unspecified:?}");
         }
         assert_eq!(ports(Value::Null).unwrap(), []);
+    }
+
+    #[test]
+    fn a_bandwidth_has_its_two_spellings_and_none_is_none() {
+        let read = |bandwidth: Value| read(Some(json!({ "bandwidth": bandwidth }))).unwrap().bandwidth;
+        let wanted = Bandwidth { ingress_rate: 8000, ingress_burst: 80, egress_rate: 9000, egress_burst: 0 };
+        assert_eq!(read(json!({"ingressRate": 8000, "ingressBurst": 80, "egressRate": 9000})), Some(wanted));
+        assert_eq!(read(json!({"IngressRate": 8000, "IngressBurst": 80, "EgressRate": 9000})), Some(wanted));
+        assert_eq!(read(json!({"ingressRate": 0, "ingressBurst": 80})), None);
+        assert_eq!(read(Value::Null), None);
     }
 
     #[test]

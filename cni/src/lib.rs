@@ -53,6 +53,23 @@ pub struct PodRef {
 pub struct RuntimeConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// How fast the pod may receive (ingress) and send (egress): bits per second, and bits that may come at once. 0: no limit,
+/// and the agent's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    #[serde(alias = "IngressRate")]
+    pub ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
+    pub ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
+    pub egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
+    pub egress_burst: u64,
 }
 
 /// A port of the node that leads to the pod (`hostPort` in Kubernetes).

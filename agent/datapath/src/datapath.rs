@@ -1,12 +1,12 @@
 //! The kernel side as one object: opened once per agent, one writer.
 
 use crate::{
-    Change, Config, CounterRow, Dump, Error, MapFill, Nic, ObjectKey, Result, Snapshot,
+    Change, Config, CounterRow, Dump, Error, Limits, MapFill, Nic, ObjectKey, Result, Snapshot,
     attach::{Attacher, interface_name},
     config::SocketLb,
     connections::Connections,
     device::{Devices, allow_forwarding, may_forward, netns_cookie},
-    dump::{counters, dump, frontend},
+    dump::{counters, dump, endpoints, frontend},
     fill::fill,
     host_port::{HostPort, HostPorts, owner},
     inspect::{Attachment, Place},
@@ -20,7 +20,7 @@ use crate::{
 };
 use aya::programs::TcAttachType;
 use leme_abi::{
-    Addr, Backend, Endpoint, FrontendKey, MemberKey, NodeAddress, Route, RouteKey, Service, Settings, SlotKey,
+    Addr, Backend, Endpoint, FrontendKey, MemberKey, NodeAddress, Rates, Route, RouteKey, Service, Settings, SlotKey,
     SourceKey, option,
 };
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,8 @@ pub struct EndpointSpec {
     pub mac: [u8; 6],
     /// MAC of the host side.
     pub host_mac: [u8; 6],
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 /// What a reconciliation did.
@@ -85,6 +87,7 @@ struct Tables {
     sources: Table<SourceKey, u32>,
     members: Table<MemberKey, u32>,
     endpoints: Table<Addr, Endpoint>,
+    rates: Table<Addr, Rates>,
     routes: Table<RouteKey, Route>,
     node_addresses: Table<Addr, u32>,
 }
@@ -310,6 +313,7 @@ impl Datapath {
     pub fn add_endpoint(&mut self, endpoint: &EndpointSpec) -> Result<()> {
         let ifindex = endpoint.ifindex;
         allow_forwarding(ifindex)?;
+        self.limit(endpoint)?;
         self.tables.endpoints.put(&endpoint.addr.into(), &endpoint.entry())?;
         step("the endpoint is in its table");
         // A pod's old programs go on with the others' until all are exchanged.
@@ -320,12 +324,27 @@ impl Datapath {
         Ok(())
     }
 
+    /// A limit that is there already goes on as it is, with its schedule.
+    fn limit(&self, endpoint: &EndpointSpec) -> Result<()> {
+        let key = endpoint.addr.into();
+        let there = self.tables.rates.get(&key)?;
+        match there.is_some_and(|rates| Limits::from_rates(&rates) == endpoint.limits) {
+            true => Ok(()),
+            false if endpoint.limits.is_none() => self.tables.rates.delete(&key),
+            false => self.tables.rates.put(&key, &endpoint.limits.rates()),
+        }
+    }
+
     /// What is not as [`Self::add_endpoint`] and [`Self::set_host_ports`] wrote it, in words. Programs are another matter:
     /// see [`Self::pod_attachments`].
     pub fn check_endpoint(&self, endpoint: &EndpointSpec, ports: &[HostPort]) -> Result<Vec<String>> {
         let mut faults = Vec::new();
         if self.tables.endpoints.get(&endpoint.addr.into())? != Some(endpoint.entry()) {
             faults.push(format!("the table of endpoints does not lead {} to its interface", endpoint.addr));
+        }
+        let rates = self.tables.rates.get(&endpoint.addr.into())?.unwrap_or_default();
+        if Limits::from_rates(&rates) != endpoint.limits {
+            faults.push(format!("the rates of {} are not those that were asked for", endpoint.addr));
         }
         for port in ports {
             if self.tables.frontends.get(&port.frontend())?.is_none() {
@@ -357,13 +376,13 @@ impl Datapath {
         let key = Addr::from(addr);
         let Some(endpoint) = self.tables.endpoints.get(&key)? else { return self.detach_strays() };
         self.tables.endpoints.delete(&key)?;
+        self.tables.rates.delete(&key)?;
         step("the endpoint is out of its table");
         self.attacher.detach_device(&POD, endpoint.ifindex)
     }
 
     pub fn endpoints(&self) -> Result<Vec<EndpointSpec>> {
-        let entries = self.tables.endpoints.entries()?;
-        Ok(entries.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect())
+        endpoints(&self.config.pin_dir)
     }
 
     /// Brings the tables of the changed objects up to date. Nothing else is looked at, nothing is pruned, unless a
@@ -564,12 +583,13 @@ fn settings(config: &Config, overlay: u32, mtu: u32) -> Settings {
 
 impl EndpointSpec {
     fn entry(&self) -> Endpoint {
-        Endpoint { ifindex: self.ifindex, identity: 0, mac: self.mac, host_mac: self.host_mac, flags: 0 }
+        let Self { ifindex, mac, host_mac, limits, .. } = *self;
+        Endpoint { ifindex, identity: 0, mac, host_mac, flags: limits.flags() }
     }
 
-    pub(crate) fn new(addr: Addr, endpoint: Endpoint) -> Self {
+    pub(crate) fn new(addr: Addr, endpoint: Endpoint, rates: &Rates) -> Self {
         let Endpoint { ifindex, mac, host_mac, .. } = endpoint;
-        Self { addr: addr.into(), ifindex, mac, host_mac }
+        Self { addr: addr.into(), ifindex, mac, host_mac, limits: Limits::from_rates(rates) }
     }
 }
 
@@ -583,6 +603,7 @@ impl Tables {
             sources: Table::open(pins, "source_ranges")?,
             members: Table::open(pins, "members")?,
             endpoints: Table::open(pins, "endpoints")?,
+            rates: Table::open(pins, "rates")?,
             routes: Table::open(pins, "routes")?,
             node_addresses: Table::open(pins, "node_addresses")?,
         })

@@ -12,8 +12,8 @@ use crate::{
 pub use affinity::{AffinityRow, affinity};
 pub use connections::{ConnectionRow, Peers, TranslationRow, connections, translations};
 use leme_abi::{
-    Addr, Backend, Conntrack, Counter, DropReason, Endpoint, FrontendKey, NodeAddress, Protocol, Route, RouteKey,
-    Scope, Service, SlotKey, Tuple,
+    Addr, Backend, Conntrack, Counter, DropReason, Endpoint, FrontendKey, NodeAddress, Protocol, Rates, Route,
+    RouteKey, Scope, Service, SlotKey, Tuple,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -95,7 +95,15 @@ pub fn dump(pins: &Path) -> Result<Dump> {
 /// Pods of this node, by address.
 pub fn endpoints(pins: &Path) -> Result<Vec<EndpointSpec>> {
     let entries = Table::<Addr, Endpoint>::open(pins, "endpoints")?.entries()?;
-    let mut rows: Vec<_> = entries.into_iter().map(|(addr, endpoint)| EndpointSpec::new(addr, endpoint)).collect();
+    let limited = entries.iter().any(|(_, endpoint)| endpoint.flags != 0);
+    let rates: HashMap<Addr, Rates> = match limited {
+        true => Table::open(pins, "rates")?.entries()?.into_iter().collect(),
+        false => HashMap::new(),
+    };
+    let row = |(addr, endpoint): (Addr, Endpoint)| {
+        EndpointSpec::new(addr, endpoint, rates.get(&addr).unwrap_or(&Rates::default()))
+    };
+    let mut rows: Vec<_> = entries.into_iter().map(row).collect();
     rows.sort_by_key(|endpoint| endpoint.addr);
     Ok(rows)
 }

@@ -7,7 +7,7 @@ use crate::{
     table::{Table, capacity},
 };
 use bytemuck::Pod;
-use leme_abi::{Addr, Affinity, AffinityKey, Endpoint, FragmentKey, Origin, OriginKey, Ports, Route, RouteKey};
+use leme_abi::{Addr, Affinity, AffinityKey, Endpoint, FragmentKey, Origin, OriginKey, Ports, Rates, Route, RouteKey};
 use std::path::Path;
 
 /// One map's entries and its room.
@@ -27,6 +27,7 @@ pub(crate) fn fill(pins: &Path, ledger: &Ledger, connections: &Connections) -> R
     let mut fills = known.collect::<Result<Vec<_>>>()?;
     fills.extend(connections.fill());
     fills.push(count::<Addr, Endpoint>(pins, "endpoints")?);
+    fills.push(count::<Addr, Rates>(pins, "rates")?);
     fills.push(count::<RouteKey, Route>(pins, "routes")?);
     fills.push(count::<Addr, u32>(pins, "node_addresses")?);
     fills.push(count::<FragmentKey, Ports>(pins, "fragments")?);

@@ -116,6 +116,7 @@ impl Sizes {
             ("affinity", (self.connections / 4).max(64)),
             ("endpoints", self.endpoints),
             ("namespaces", self.endpoints),
+            ("rates", self.endpoints),
             ("routes", self.routes),
             ("masquerade_exclusions", 1024),
             ("conntrack", self.connections),

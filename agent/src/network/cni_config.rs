@@ -75,7 +75,7 @@ fn conflist(socket: &Path) -> Vec<u8> {
         "cniVersion": "1.0.0",
         "cniVersions": leme_cni::spec::VERSIONS,
         "name": "leme",
-        "plugins": [{"type": leme_cni::PLUGIN, "socket": socket, "capabilities": {"portMappings": true}}],
+        "plugins": [{"type": leme_cni::PLUGIN, "socket": socket, "capabilities": {"portMappings": true, "bandwidth": true}}],
     });
     format!("{list:#}\n").into_bytes()
 }

@@ -32,6 +32,7 @@ pub mod findings;
 pub mod health;
 mod host_ports;
 pub mod ipam;
+mod limits;
 pub mod metrics;
 pub mod reconciler;
 mod stranded;
@@ -158,7 +159,7 @@ impl Kernel {
 #[async_trait]
 impl Endpoints for Kernel {
     async fn add(&self, veth: &Veth, ifindex: u32, netns: &str, runtime: &RuntimeConfig) -> anyhow::Result<()> {
-        let endpoint = endpoint(veth, ifindex);
+        let endpoint = endpoint(veth, ifindex, runtime);
         let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
         let netns = PathBuf::from(netns);
         let added = self.with(move |datapath| {
@@ -186,7 +187,7 @@ impl Endpoints for Kernel {
     }
 
     async fn check(&self, veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> anyhow::Result<Vec<String>> {
-        let endpoint = endpoint(veth, ifindex);
+        let endpoint = endpoint(veth, ifindex, runtime);
         let ports = host_ports::served(&runtime.port_mappings, &host_ports::own_addresses()?);
         let (faults, places) = self
             .with(move |datapath| (datapath.check_endpoint(&endpoint, &ports), datapath.pod_attachments(ifindex)))
@@ -205,8 +206,9 @@ async fn missing(places: Vec<Attachment>) -> anyhow::Result<Vec<String>> {
     Ok(detached.iter().map(|place| format!("there is no {place}")).collect())
 }
 
-fn endpoint(veth: &Veth, ifindex: u32) -> EndpointSpec {
-    EndpointSpec { addr: veth.address.into(), ifindex, mac: veth.mac, host_mac: veth.host_mac }
+fn endpoint(veth: &Veth, ifindex: u32, runtime: &RuntimeConfig) -> EndpointSpec {
+    let limits = limits::limits(runtime.bandwidth);
+    EndpointSpec { addr: veth.address.into(), ifindex, mac: veth.mac, host_mac: veth.host_mac, limits }
 }
 
 /// Starts the network in the background and returns at once; the handle tells when it is ready. Work goes on until

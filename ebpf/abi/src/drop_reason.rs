@@ -58,6 +58,8 @@ reasons! {
     SourceRange = "source_range",
     /// To an address that is on no wire: loopback, or none at all.
     Martian = "martian",
+    /// Beyond what its pod may send or receive (`kubernetes.io/egress-bandwidth`, `…/ingress-bandwidth`).
+    RateLimited = "rate_limited",
 }
 
 /// Which way a counted packet went, seen from the pods.

@@ -8,6 +8,7 @@
 mod address;
 mod drop_reason;
 mod flow;
+mod rate;
 mod route;
 mod service;
 mod settings;
@@ -16,6 +17,7 @@ mod socket;
 pub use address::{Addr, Port, Protocol};
 pub use drop_reason::{COUNTERS, Counter, Direction, DropReason};
 pub use flow::{Conntrack, ConntrackState, FragmentKey, Leg, Ports, Translation, Tuple};
+pub use rate::{Bucket, Rates};
 pub use route::{Endpoint, LanNode, NodeAddress, Route, RouteKey};
 pub use service::{Affinity, AffinityKey, Backend, FrontendKey, MemberKey, Scope, Service, SlotKey, SourceKey};
 pub use settings::{Settings, feature, option};

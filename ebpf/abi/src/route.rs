@@ -17,6 +17,13 @@ pub struct Endpoint {
     pub flags: u32,
 }
 
+impl Endpoint {
+    /// `rates` limits what the pod receives.
+    pub const INGRESS_RATE: u32 = 1;
+    /// `rates` limits what the pod sends.
+    pub const EGRESS_RATE: u32 = 2;
+}
+
 /// Longest-prefix key; `prefix` counts bits of the 16-byte address (a /24 of IPv4 is 120).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]

@@ -4,14 +4,16 @@ use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
     nat::{Source, establish, establish_service, follow_service, keep_apart},
+    rate::may_pass,
     service::{Resolved, resolve},
 };
-use leme_abi::{DropReason, Scope};
+use leme_abi::{Direction, DropReason, Scope};
 
 /// `ifindex` is the host side of the veth pair it came from: a pod sends from its own address only.
 #[inline(always)]
 pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
-    if tables.endpoint(&work.packet.src).is_none_or(|endpoint| endpoint.ifindex != ifindex) {
+    let Some(own) = tables.endpoint(&work.packet.src) else { return work.drop(DropReason::Spoofed) };
+    if own.ifindex != ifindex {
         return work.drop(DropReason::Spoofed);
     }
     // A pod is no router: an error of its own is about what it has received itself.
@@ -26,6 +28,9 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
     if matches!(work.packet.kind, Kind::Stray) {
         return work.drop(DropReason::Fragment);
+    }
+    if !may_pass(tables, own, &work.packet.src, Direction::Egress, work.packet.length) {
+        return work.drop(DropReason::RateLimited);
     }
     if follow_service(tables, work) {
         return locate(tables, work, work.to.dst);

@@ -2,8 +2,8 @@
 
 use bytemuck::Pod;
 use leme_abi::{
-    Addr, Affinity, AffinityKey, Backend, Conntrack, Endpoint, FragmentKey, FrontendKey, MemberKey, Ports, Route,
-    Service, SlotKey, Translation, Tuple,
+    Addr, Affinity, AffinityKey, Backend, Conntrack, Direction, Endpoint, FragmentKey, FrontendKey, MemberKey, Ports,
+    Route, Service, SlotKey, Translation, Tuple,
 };
 
 /// The bytes of a packet, from its Ethernet header on.
@@ -62,4 +62,6 @@ pub trait Tables: Services {
     fn route(&self, addr: &Addr) -> Option<&Route>;
     /// Whether an outside address is to see pods' own addresses.
     fn is_excluded(&self, addr: &Addr) -> bool;
+    /// Charges a packet of a length to a pod's rate; false if it does not conform.
+    fn spend(&self, pod: &Addr, direction: Direction, length: u32) -> bool;
 }

@@ -3,4 +3,5 @@
 mod fake;
 mod host_ports;
 mod parsing;
+mod rates;
 mod walks;

@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use core::mem::zeroed;
 use leme_abi::{Addr, Direction, DropReason, Endpoint, MARK_DONE};
-use leme_packet::{Bytes, EthernetHeader, Next, Unreachable, Work, parse, remember_fragment};
+use leme_packet::{Bytes, EthernetHeader, Next, Unreachable, Work, may_receive, parse, remember_fragment};
 
 /// Where a hook sits: it decides how its packets are handed on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,6 +95,7 @@ fn carry_out(ctx: &TcContext, hook: Hook, next: Next, work: &Work) -> Result<i32
     match next {
         Next::Pass => Ok(TC_ACT_OK as i32),
         Next::Back => turn_back(ctx),
+        Next::Pod if !may_receive(&Maps, work) => Err(DropReason::RateLimited),
         Next::Pod => deliver(ctx, hook, &work.endpoint),
         Next::Overlay => tunnel(ctx, hook, &work.node),
         Next::Outside => route(ctx, &work.dst()),

@@ -2,6 +2,8 @@
 //! Maps and load-time settings are in `maps`, edits of packets in `skb`. See `ebpf/README.md` for the packet's walk.
 #![no_std]
 #![no_main]
+// Assembler for this target is not stable yet; both toolchains that build it are told to take it.
+#![feature(asm_experimental_arch)]
 
 mod act;
 mod from_pod;

@@ -6,11 +6,16 @@ use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
+use core::{
+    arch::asm,
+    ptr::{read_volatile, write_volatile},
+};
 use leme_abi::{
     Addr, Affinity, AffinityKey, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey,
-    FrontendKey, LanNode, MemberKey, Origin, OriginKey, Ports, Route, Service, Settings, SlotKey, Translation, Tuple,
+    FrontendKey, LanNode, MemberKey, Origin, OriginKey, Ports, Rates, Route, Service, Settings, SlotKey, Translation,
+    Tuple,
 };
-use leme_packet::{Connections, LanTables, Services, Tables, Work};
+use leme_packet::{Connections, LanTables, Services, Tables, Work, charge};
 
 /// Memory is taken as entries come: these maps are sized for the largest cluster, not for this one.
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
@@ -36,6 +41,8 @@ pub static NAMESPACES: HashMap<u64, Addr, 1, SPARSE> = HashMap::new();
 pub static NODE_ADDRESSES: HashMap<Addr, u32, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: HashMap<Addr, Endpoint, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "rates")]
+pub static RATES: HashMap<Addr, Rates, 1, SPARSE> = HashMap::new();
 #[btf_map(name = "routes")]
 pub static ROUTES: LpmTrie<Addr, Route, 1> = LpmTrie::new();
 /// Outside ranges that see pods' own addresses.
@@ -120,6 +127,17 @@ pub fn count(reason: DropReason, direction: Direction, bytes: u32) {
             (*counter).bytes += u64::from(bytes);
         }
     }
+}
+
+/// The one atomic operation of 5.10, which Rust's own types do not offer for this target.
+///
+/// # Safety
+///
+/// The place is an aligned word of a map's value.
+#[inline(always)]
+unsafe fn add_atomically(place: *mut u64, value: u64) {
+    // SAFETY: the instruction reads and writes that word alone.
+    unsafe { asm!("lock *(u64 *)({place} + 0) += {value}", place = in(reg) place, value = in(reg) value) }
 }
 
 /// The kernel's maps as the tables that decisions read.
@@ -295,6 +313,29 @@ impl Tables for Maps {
     #[inline(always)]
     fn route(&self, addr: &Addr) -> Option<&Route> {
         ROUTES.get(&Key::new(128, *addr))
+    }
+
+    /// CPUs that charge at the same time may each let one packet more through; the atomic addition makes the pod pay for
+    /// all of them before the next.
+    #[inline(always)]
+    fn spend(&self, pod: &Addr, direction: Direction, length: u32) -> bool {
+        let Some(rates) = RATES.get_ptr_mut(pod) else { return true };
+        // SAFETY: the entry stays mapped while the program runs. Of its words only the schedule changes in place.
+        unsafe {
+            let bucket = match direction {
+                Direction::Ingress => &raw mut (*rates).ingress,
+                Direction::Egress => &raw mut (*rates).egress,
+            };
+            let ready = &raw mut (*bucket).ready;
+            let charge = charge((*bucket).rate, (*bucket).burst, read_volatile(ready), self.now(), length);
+            if charge.conforms {
+                if charge.restart != 0 {
+                    write_volatile(ready, charge.restart);
+                }
+                add_atomically(ready, charge.cost);
+            }
+            charge.conforms
+        }
     }
 }
 

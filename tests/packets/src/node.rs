@@ -3,7 +3,7 @@
 use crate::{Frame, Namespace, Verdict};
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use leme_datapath::{Config, Datapath, EndpointSpec, Sizes, Snapshot};
+use leme_datapath::{Config, Datapath, EndpointSpec, Limits, Sizes, Snapshot};
 use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
@@ -179,7 +179,13 @@ impl Drop for Node {
 impl PodPlace {
     fn spec(&self) -> Result<EndpointSpec> {
         let ifindex = if_nametoindex(self.device)?;
-        Ok(EndpointSpec { addr: self.address.into(), ifindex, mac: self.mac, host_mac: HOST_MAC })
+        Ok(EndpointSpec {
+            addr: self.address.into(),
+            ifindex,
+            mac: self.mac,
+            host_mac: HOST_MAC,
+            limits: Limits::default(),
+        })
     }
 }
 
@@ -213,6 +219,12 @@ pub(crate) fn run(pins: &Path, program: &str, device: &str, packet: &Frame) -> (
     let result = program.test_run(options).expect("the kernel runs it");
     out.truncate(result.data_size_out as usize);
     (Verdict::from_action(result.return_value), Frame(out))
+}
+
+/// A pod without limits.
+pub fn endpoint(addr: IpAddr, ifindex: u32) -> EndpointSpec {
+    let (mac, host_mac) = ([2, 0, 0, 0, 1, 0], [2, 0, 0, 0, 1, 1]);
+    EndpointSpec { addr, ifindex, mac, host_mac, limits: Limits::default() }
 }
 
 /// Nodes `a` and `b` with these addresses.

@@ -14,7 +14,7 @@ use crate::{
     node::{cgroup_root, cluster, ensure_bpffs, feed, within},
 };
 use anyhow::{Context, Result};
-use leme_datapath::{Config, Datapath, EndpointSpec, Sizes, Snapshot};
+use leme_datapath::{Config, Datapath, EndpointSpec, Limits, Sizes, Snapshot};
 use serde_json::Value;
 use std::{
     fs,
@@ -124,7 +124,8 @@ impl Host {
         pod.neighbour("eth0", GATEWAY, host_mac)?;
         pod.default_route(GATEWAY)?;
         self.network.neighbour(&name, address, mac)?;
-        let spec = EndpointSpec { addr: address.into(), ifindex: self.network.index(&name)?, mac, host_mac };
+        let (addr, ifindex, limits) = (address.into(), self.network.index(&name)?, Limits::default());
+        let spec = EndpointSpec { addr, ifindex, mac, host_mac, limits };
         let Self { network, datapath, .. } = self;
         network.within(|| datapath.add_endpoint(&spec))?;
         self.pods.push(pod);

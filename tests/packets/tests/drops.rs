@@ -1,5 +1,5 @@
 //! Every reason to drop a packet, at every hook that knows it, with packets that mean harm. The tables below name every
-//! reason: a new one does not compile until it has its row.
+//! reason: a new one does not compile until it has its row. Rates of pods have theirs in `rates.rs`.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 use aya::maps::{HashMap, Map, MapData};
@@ -128,7 +128,11 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             vec![large("10.244.2.9:80"), large("10.96.0.54:80")]
         }
         // The kernel's maps make room by themselves, and it refuses no edit of a packet that was parsed.
-        DropReason::MapFull | DropReason::Helper | DropReason::Tunnel | DropReason::SourceRange => Vec::new(),
+        DropReason::RateLimited
+        | DropReason::MapFull
+        | DropReason::Helper
+        | DropReason::Tunnel
+        | DropReason::SourceRange => Vec::new(),
     }
 }
 
@@ -160,7 +164,7 @@ fn nic_ingress(reason: DropReason) -> Vec<Frame> {
         // What is not of a Service is the stack's to judge.
         DropReason::NotIp | DropReason::Multicast | DropReason::Martian | DropReason::Fragment => Vec::new(),
         DropReason::NoPort | DropReason::Untracked => Vec::new(),
-        DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
+        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
 
@@ -177,7 +181,7 @@ fn nic_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::NoLocalBackend => vec![to("10.96.0.56:80")],
         DropReason::Spoofed | DropReason::NotIp | DropReason::Multicast | DropReason::Martian => Vec::new(),
         DropReason::SourceRange | DropReason::Fragment | DropReason::NoPort | DropReason::Untracked => Vec::new(),
-        DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
+        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
 
@@ -188,7 +192,11 @@ fn to_pod(reason: DropReason) -> Vec<Frame> {
         DropReason::Malformed => malformed(node, "10.244.1.2:80"),
         // What the node's own stack sends to a pod is not judged any further.
         DropReason::NotIp | DropReason::Spoofed | DropReason::NoEndpoint | DropReason::NoRoute => Vec::new(),
-        DropReason::NoBackend | DropReason::NoPort | DropReason::MapFull | DropReason::Helper => Vec::new(),
+        DropReason::NoBackend
+        | DropReason::NoPort
+        | DropReason::RateLimited
+        | DropReason::MapFull
+        | DropReason::Helper => Vec::new(),
         DropReason::Multicast | DropReason::Fragment | DropReason::Tunnel | DropReason::TimeToLive => Vec::new(),
         DropReason::Untracked | DropReason::TooBig | DropReason::NoLocalBackend => Vec::new(),
         DropReason::SourceRange | DropReason::Martian => Vec::new(),
@@ -209,7 +217,7 @@ fn overlay_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::TimeToLive | DropReason::TooBig | DropReason::NoLocalBackend | DropReason::SourceRange => {
             Vec::new()
         }
-        DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
+        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
 
@@ -228,7 +236,11 @@ fn overlay_ingress(reason: DropReason) -> Vec<(u32, Frame)> {
         DropReason::NotIp | DropReason::Spoofed | DropReason::Multicast | DropReason::Martian => Vec::new(),
         DropReason::NoRoute | DropReason::NoBackend | DropReason::NoPort | DropReason::Untracked => Vec::new(),
         DropReason::NoLocalBackend | DropReason::SourceRange => Vec::new(),
-        DropReason::TimeToLive | DropReason::TooBig | DropReason::MapFull | DropReason::Helper => Vec::new(),
+        DropReason::TimeToLive
+        | DropReason::TooBig
+        | DropReason::RateLimited
+        | DropReason::MapFull
+        | DropReason::Helper => Vec::new(),
     }
 }
 

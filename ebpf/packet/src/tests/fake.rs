@@ -7,8 +7,8 @@ use core::{
     net::Ipv4Addr,
 };
 use leme_abi::{
-    Addr, Affinity, AffinityKey, Backend, Conntrack, DropReason, Endpoint, FragmentKey, FrontendKey, MemberKey,
-    NodeAddress, Port, Ports, Protocol, Route, Scope, Service, SlotKey, Translation, Tuple,
+    Addr, Affinity, AffinityKey, Backend, Conntrack, Direction, DropReason, Endpoint, FragmentKey, FrontendKey,
+    MemberKey, NodeAddress, Port, Ports, Protocol, Route, Scope, Service, SlotKey, Translation, Tuple,
 };
 use std::{
     boxed::Box,
@@ -36,7 +36,9 @@ pub(super) struct Fake {
     pub sources: HashSet<(u32, Addr)>,
     pub members: HashMap<MemberKey, u32>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
-    endpoints: HashMap<Addr, Endpoint>,
+    pub endpoints: HashMap<Addr, Endpoint>,
+    /// Every pod that has a rate has used it up.
+    pub spent: Cell<bool>,
     pub now: Cell<u64>,
     pub ports: (u16, u16),
     random: Cell<u32>,
@@ -67,6 +69,7 @@ impl Fake {
             affinity: RefCell::default(),
             node_addresses,
             endpoints: HashMap::from([(addr("10.244.1.2"), endpoint(2)), (addr("10.244.1.3"), endpoint(3))]),
+            spent: Cell::new(false),
             now: Cell::new(1),
             ports: (12_000, 29_999),
             random: Cell::new(7),
@@ -221,6 +224,9 @@ impl Tables for Fake {
     }
     fn is_excluded(&self, addr: &Addr) -> bool {
         matches!(addr.v4().to_ne_bytes(), [172, 16, ..])
+    }
+    fn spend(&self, _: &Addr, _: Direction, _: u32) -> bool {
+        !self.spent.get()
     }
     fn route(&self, addr: &Addr) -> Option<&Route> {
         match addr.v4().to_ne_bytes() {

@@ -1,9 +1,9 @@
 //! The tests, in their order, for each kind of store; see the library for how they are run.
 
 mod apply;
+mod capabilities;
 mod faults;
 mod findings;
-mod host_ports;
 mod names;
 mod network;
 mod nodes;
@@ -77,9 +77,10 @@ fn on_the_embedded_store() -> Vec<Test> {
         services::a_pod_reaches_itself_through_its_service,
         services::a_client_stays_with_one_replica_where_the_service_says_so,
         services::the_kernel_holds_what_the_endpoints_say,
-        host_ports::a_host_port_leads_to_its_pod_from_everywhere,
-        host_ports::a_host_port_of_localhost_answers_there_alone,
-        host_ports::a_host_port_outlives_the_agent_and_goes_with_its_pod,
+        capabilities::a_host_port_leads_to_its_pod_from_everywhere,
+        capabilities::a_host_port_of_localhost_answers_there_alone,
+        capabilities::a_bandwidth_reaches_the_kernel,
+        capabilities::a_host_port_outlives_the_agent_and_goes_with_its_pod,
         names::names_of_services_resolve,
         names::headless_services_name_their_pods,
         names::addresses_resolve_to_names,

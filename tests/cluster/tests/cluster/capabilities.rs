@@ -1,17 +1,19 @@
-//! Ports of a node that lead to one of its pods.
+//! What a pod asks of its node's network through the runtime and CNI: ports of the node, and a bandwidth.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use leme_tests_cluster::client::ask_once;
-use leme_tests_cluster::cluster::manifest;
+use leme_tests_cluster::cluster::{binary, manifest};
 use leme_tests_cluster::wait::eventually;
-use leme_tests_cluster::{Cluster, Node, Place, Pod, outside, tables};
+use leme_tests_cluster::{Cluster, Node, Place, Pod, command, outside, tables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 const INSIDE: u16 = 8088;
 const EVERYWHERE: u16 = 8089;
@@ -44,6 +46,18 @@ pub(crate) fn a_host_port_of_localhost_answers_there_alone(cluster: &Cluster) ->
     let (_, home) = (host_port_pod(cluster)?, &cluster.nodes[0]);
     ask_once(cluster, Place::Node(&home.name), (Ipv4Addr::LOCALHOST, LOCALHOST).into(), "/")?;
     expect_refused((home.address, LOCALHOST).into())
+}
+
+pub(crate) fn a_bandwidth_reaches_the_kernel(cluster: &Cluster) -> Result<()> {
+    let pod = host_port_pod(cluster)?;
+    let mut command = Command::new(binary());
+    command.args(["bpf", "endpoints", "--node", &pod.node, "-o", "json"]).env("PATH", cluster.path("bin"));
+    let rows: Value = serde_json::from_str(&command::output(&mut command, Duration::from_secs(10))?)?;
+    let row = rows.as_array().into_iter().flatten().find(|row| row["addr"] == pod.address.to_string());
+    let limits = &row.with_context(|| format!("no {} in {rows}", pod.address))?["limits"];
+    ensure!(limits["egress"]["bytes_per_second"] == 10_000_000 / 8, "{limits}");
+    ensure!(limits["ingress"]["bytes_per_second"] == 1_000_000_000 / 8, "{limits}");
+    Ok(())
 }
 
 pub(crate) fn a_host_port_outlives_the_agent_and_goes_with_its_pod(cluster: &Cluster) -> Result<()> {
