@@ -360,6 +360,7 @@ impl Datapath {
         self.host_ports.set(pod, ports);
         let mut operations = Operations::default();
         self.ledger.change(&owner(pod), self.host_ports.plans(pod), &mut operations);
+        self.ledger.hand_over(&mut operations);
         self.apply(operations)
     }
 
@@ -398,6 +399,8 @@ impl Datapath {
                 self.ledger.change(key, &plan_service(snapshot, key), &mut operations);
             }
         }
+        // A pod that got a port of the node keeps it, whichever Service wants it too.
+        self.host_ports.iter().for_each(|(owner, plans)| self.ledger.change(&owner, plans, &mut operations));
         let mut report =
             Report { services: changes.len(), operations: operations.len(), deserted: operations.deserted };
         if changes.contains(&Change::Nodes) {
@@ -416,7 +419,6 @@ impl Datapath {
         self.unclaimed = false;
         let mut report = self.reconcile_changes(snapshot, &snapshot.all_changes())?;
         let mut operations = Operations::default();
-        self.host_ports.iter().for_each(|(owner, plans)| self.ledger.change(&owner, plans, &mut operations));
         let wanted = |key: &ObjectKey| snapshot.services.contains_key(key) || self.host_ports.contains(key);
         self.ledger.prune(wanted, &mut operations);
         report.operations += operations.len();

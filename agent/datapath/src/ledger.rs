@@ -181,6 +181,19 @@ impl Ledger {
         }
     }
 
+    /// Frontends that were let go and that somebody else wants, too, are theirs from now on.
+    pub(crate) fn hand_over(&mut self, operations: &mut Operations) {
+        for key in std::mem::take(&mut operations.gone_frontends) {
+            match self.entries.iter().find(|(_, entry)| entry.frontends.contains(&key)) {
+                Some((id, _)) => {
+                    self.frontends.insert(key, *id);
+                    operations.frontends.push((key, *id));
+                }
+                None => operations.gone_frontends.push(key),
+            }
+        }
+    }
+
     /// Removes what no Service claimed: only after a complete list.
     pub(crate) fn prune(&mut self, keep: impl Fn(&ObjectKey) -> bool, operations: &mut Operations) {
         let gone: Vec<ObjectKey> = self.owned.keys().filter(|key| !keep(key)).cloned().collect();

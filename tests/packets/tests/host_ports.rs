@@ -161,6 +161,25 @@ fn it_is_listed_and_goes_with_the_pod() {
 }
 
 #[test]
+fn it_comes_before_a_node_port_of_the_same_number_which_gets_it_back() {
+    in_namespace(service("web", "10.96.0.50", 8081, &[("10.244.1.3", "a")]), |node| {
+        let on_port = |node: &Node| {
+            let mut rows = table(node);
+            rows.retain(|(frontends, _)| frontends.contains("*:8081/TCP"));
+            rows.into_iter().map(|(_, backends)| backends).collect::<Vec<_>>()
+        };
+        node.datapath.set_host_ports(ip(POD), &[port(None, Protocol::Tcp)]).unwrap();
+        assert_eq!(on_port(node), ["10.244.1.2:80"]);
+        for object in service("web", "10.96.0.50", 8081, &[("10.244.1.3", "a"), ("10.244.2.9", "b")]) {
+            node.feed(&object);
+        }
+        assert_eq!(on_port(node), ["10.244.1.2:80"]);
+        node.datapath.set_host_ports(ip(POD), &[]).unwrap();
+        assert_eq!(on_port(node), ["10.244.1.3:8080 10.244.2.9:8080"]);
+    });
+}
+
+#[test]
 fn another_pod_takes_a_port_over_and_the_first_ones_end_does_not_take_it_away() {
     in_namespace(Vec::new(), |node| {
         node.datapath.set_host_ports(ip(POD), &[port(None, Protocol::Tcp)]).unwrap();

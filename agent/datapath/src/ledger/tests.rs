@@ -281,6 +281,19 @@ fn an_address_moves_to_a_new_service_before_the_old_one_is_seen_to_go() {
 }
 
 #[test]
+fn a_frontend_that_two_want_is_handed_over_when_the_one_that_has_it_goes() {
+    let mut world = World::new();
+    world.change(1, &[plan(&[80], &[1])]);
+    world.change(2, &[plan(&[80, 81], &[2])]);
+    let mut operations = Operations::default();
+    world.ledger.change(&key(2), &[], &mut operations);
+    world.ledger.hand_over(&mut operations);
+    world.kernel.carry_out(&operations);
+    world.kernel.bury(&operations);
+    assert_eq!(world.kernel.view(), BTreeMap::from([(frontend(80), plan(&[], &[1]).backends)]));
+}
+
+#[test]
 fn a_restarted_agent_keeps_ids_and_changes_nothing() {
     let mut world = World::new();
     world.change(1, &[plan(&[80], &[1, 2]), plan(&[81], &[])]);
