@@ -10,7 +10,7 @@ use crate::{
     fill::fill,
     host_port::{HostPort, HostPorts, owner},
     inspect::{Attachment, Place},
-    ledger::{Found, Ledger, Operations, Retired},
+    ledger::{Found, Ledger, Operations, Retired, ServiceMaps},
     migration::Migration,
     namespaces::Namespaces,
     plan::{NodeTables, RouteTo, node_port_flags, plan_nodes, plan_service, route_key},
@@ -360,7 +360,6 @@ impl Datapath {
         self.host_ports.set(pod, ports);
         let mut operations = Operations::default();
         self.ledger.change(&owner(pod), self.host_ports.plans(pod), &mut operations);
-        self.ledger.hand_over(&mut operations);
         self.apply(operations)
     }
 
@@ -399,8 +398,6 @@ impl Datapath {
                 self.ledger.change(key, &plan_service(snapshot, key), &mut operations);
             }
         }
-        // A pod that got a port of the node keeps it, whichever Service wants it too.
-        self.host_ports.iter().for_each(|(owner, plans)| self.ledger.change(&owner, plans, &mut operations));
         let mut report =
             Report { services: changes.len(), operations: operations.len(), deserted: operations.deserted };
         if changes.contains(&Change::Nodes) {
@@ -419,6 +416,7 @@ impl Datapath {
         self.unclaimed = false;
         let mut report = self.reconcile_changes(snapshot, &snapshot.all_changes())?;
         let mut operations = Operations::default();
+        self.host_ports.iter().for_each(|(owner, plans)| self.ledger.change(&owner, plans, &mut operations));
         let wanted = |key: &ObjectKey| snapshot.services.contains_key(key) || self.host_ports.contains(key);
         self.ledger.prune(wanted, &mut operations);
         report.operations += operations.len();
@@ -447,7 +445,7 @@ impl Datapath {
     /// Carries out a difference. If the kernel refuses part of it, the ledger is read back from the maps, so that the
     /// next reconciliation starts from the truth.
     fn apply(&mut self, operations: Operations) -> Result<()> {
-        let result = self.check_room().and_then(|()| self.tables.write(&operations));
+        let result = self.check_room().and_then(|()| operations.carry_out(&mut self.tables));
         if let Err(error) = result {
             self.unclaimed = true;
             (self.ledger, _) = Ledger::adopt(self.tables.services()?);
@@ -463,11 +461,7 @@ impl Datapath {
     fn bury(&mut self) -> Result<()> {
         let buried = self.retired.iter().take_while(|(since, _)| since.elapsed() > GRACE).count();
         for (_, retired) in self.retired.drain(..buried) {
-            self.tables.slots.delete_all(&retired.slots)?;
-            self.tables.services.delete_all(&retired.services)?;
-            self.tables.backends.delete_all(&retired.backends)?;
-            let sources: Vec<_> = retired.sources.into_iter().filter(|key| !self.ledger.admits(key)).collect();
-            self.tables.sources.delete_all(&sources)?;
+            retired.bury(&mut self.tables)?;
         }
         Ok(())
     }
@@ -627,20 +621,61 @@ impl Tables {
         let routes = routes.map(|(key, route)| (key, RouteTo { node: route.node, flags: route.flags }));
         Ok(NodeTables { routes: routes.collect(), addresses: self.node_addresses.entries()?.into_iter().collect() })
     }
+}
 
-    fn write(&self, operations: &Operations) -> Result<()> {
-        self.backends.put_all(&operations.backends)?;
-        self.slots.put_all(&operations.slots)?;
-        self.sources.put_all(&operations.sources)?;
-        self.members.put_all(&operations.members)?;
-        self.services.put_all(&operations.services)?;
+impl ServiceMaps for Tables {
+    type Error = Error;
+
+    fn put_backends(&mut self, entries: &[(u32, Backend)]) -> Result<()> {
+        self.backends.put_all(entries)
+    }
+
+    fn put_slots(&mut self, entries: &[(SlotKey, u32)]) -> Result<()> {
+        self.slots.put_all(entries)
+    }
+
+    fn put_sources(&mut self, entries: &[(SourceKey, u32)]) -> Result<()> {
+        self.sources.put_all(entries)
+    }
+
+    fn put_members(&mut self, entries: &[(MemberKey, u32)]) -> Result<()> {
+        self.members.put_all(entries)
+    }
+
+    fn put_services(&mut self, entries: &[(u32, Service)]) -> Result<()> {
+        self.services.put_all(entries)?;
         step("backends, slots and services are written");
-        self.frontends.put_all(&operations.frontends)?;
-        self.frontends.delete_all(&operations.gone_frontends)?;
-        self.members.delete_all(&operations.gone_members)?;
-        self.sources.delete_all(&operations.gone_sources)?;
+        Ok(())
+    }
+
+    fn put_frontends(&mut self, entries: &[(FrontendKey, u32)]) -> Result<()> {
+        self.frontends.put_all(entries)
+    }
+
+    fn delete_backends(&mut self, keys: &[u32]) -> Result<()> {
+        self.backends.delete_all(keys)
+    }
+
+    fn delete_slots(&mut self, keys: &[SlotKey]) -> Result<()> {
+        self.slots.delete_all(keys)
+    }
+
+    fn delete_sources(&mut self, keys: &[SourceKey]) -> Result<()> {
+        self.sources.delete_all(keys)
+    }
+
+    fn delete_members(&mut self, keys: &[MemberKey]) -> Result<()> {
+        self.members.delete_all(keys)?;
         step("frontends are written");
         Ok(())
+    }
+
+    fn delete_services(&mut self, keys: &[u32]) -> Result<()> {
+        self.services.delete_all(keys)
+    }
+
+    fn delete_frontends(&mut self, keys: &[FrontendKey]) -> Result<()> {
+        self.frontends.delete_all(keys)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the Service maps hold, and how to get from there to a plan: ids, generations, and the difference as batches.
 //!
-//! `datapath` is its only user. It never calls the kernel: adoption hands it the maps' contents, and the operations it
-//! returns are carried out by `apply`.
+//! `datapath` uses it on the kernel's maps, `simulation` on ordinary ones. It never calls the kernel: adoption hands it
+//! the maps' contents, and whoever has the maps carries out the operations it returns, in the order written here.
 
 use crate::{ObjectKey, plan::ServicePlan};
 use leme_abi::{
@@ -9,8 +9,7 @@ use leme_abi::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Map operations in the order in which they must happen: what a packet may look up exists before anything leads to
-/// it, and one write per Service flips it. What nothing leads to any more goes later.
+/// Map operations. Whatever packet comes between two of them finds each frontend as it was or as it will be.
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
     pub backends: Vec<(u32, Backend)>,
@@ -18,14 +17,14 @@ pub(crate) struct Operations {
     pub sources: Vec<(SourceKey, u32)>,
     pub members: Vec<(MemberKey, u32)>,
     pub services: Vec<(u32, Service)>,
-    pub frontends: Vec<(FrontendKey, u32)>,
-    pub gone_frontends: Vec<FrontendKey>,
+    pub frontends: BTreeMap<FrontendKey, u32>,
+    pub gone_frontends: BTreeSet<FrontendKey>,
     /// Clients that remember these choose anew.
     pub gone_members: Vec<MemberKey>,
     /// Someone who served over UDP does so no more: connected sockets may have it.
     pub deserted: bool,
-    /// No longer let in.
-    pub gone_sources: Vec<SourceKey>,
+    /// Ids that nothing leads to yet.
+    pub fresh: BTreeSet<u32>,
     pub retired: Retired,
 }
 
@@ -35,8 +34,52 @@ pub(crate) struct Retired {
     pub services: Vec<u32>,
     pub slots: Vec<SlotKey>,
     pub backends: Vec<u32>,
-    /// Sources of Services that are gone or are for everybody now.
     pub sources: Vec<SourceKey>,
+}
+
+/// The Service maps: the kernel's, or ordinary ones. Batches; absent is deleted.
+pub(crate) trait ServiceMaps {
+    type Error;
+    fn put_backends(&mut self, entries: &[(u32, Backend)]) -> Result<(), Self::Error>;
+    fn put_slots(&mut self, entries: &[(SlotKey, u32)]) -> Result<(), Self::Error>;
+    fn put_sources(&mut self, entries: &[(SourceKey, u32)]) -> Result<(), Self::Error>;
+    fn put_members(&mut self, entries: &[(MemberKey, u32)]) -> Result<(), Self::Error>;
+    fn put_services(&mut self, entries: &[(u32, Service)]) -> Result<(), Self::Error>;
+    fn put_frontends(&mut self, entries: &[(FrontendKey, u32)]) -> Result<(), Self::Error>;
+    fn delete_backends(&mut self, keys: &[u32]) -> Result<(), Self::Error>;
+    fn delete_slots(&mut self, keys: &[SlotKey]) -> Result<(), Self::Error>;
+    fn delete_sources(&mut self, keys: &[SourceKey]) -> Result<(), Self::Error>;
+    fn delete_members(&mut self, keys: &[MemberKey]) -> Result<(), Self::Error>;
+    fn delete_services(&mut self, keys: &[u32]) -> Result<(), Self::Error>;
+    fn delete_frontends(&mut self, keys: &[FrontendKey]) -> Result<(), Self::Error>;
+}
+
+impl Operations {
+    /// What a packet may look up exists before anything leads to it. A frontend that moves does so before the id it
+    /// leaves changes, and only ever to a fresh one; one that appears at an id that is in use waits until that has
+    /// flipped. What nothing leads to any more stays for packets on their way: see [`Retired::bury`].
+    pub(crate) fn carry_out<M: ServiceMaps>(&self, maps: &mut M) -> Result<(), M::Error> {
+        let (fresh, flips): (Vec<_>, Vec<_>) =
+            self.services.iter().copied().partition(|(id, _)| self.fresh.contains(id));
+        let frontends = self.frontends.iter().map(|(key, id)| (*key, *id));
+        let (moves, additions): (Vec<_>, Vec<_>) = frontends.partition(|(_, id)| self.fresh.contains(id));
+        maps.put_backends(&self.backends)?;
+        maps.put_slots(&self.slots)?;
+        maps.put_sources(&self.sources)?;
+        maps.put_members(&self.members)?;
+        maps.put_services(&fresh)?;
+        maps.put_frontends(&moves)?;
+        maps.delete_frontends(&self.gone_frontends.iter().copied().collect::<Vec<_>>())?;
+        maps.put_services(&flips)?;
+        maps.put_frontends(&additions)?;
+        maps.delete_members(&self.gone_members)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let reached = self.backends.len() + self.slots.len() + self.sources.len() + self.members.len();
+        let gone = self.gone_frontends.len() + self.gone_members.len();
+        reached + self.services.len() + self.frontends.len() + gone + self.retired.len()
+    }
 }
 
 impl Retired {
@@ -47,13 +90,13 @@ impl Retired {
     fn len(&self) -> usize {
         self.services.len() + self.slots.len() + self.backends.len() + self.sources.len()
     }
-}
 
-impl Operations {
-    pub(crate) fn len(&self) -> usize {
-        let reached = self.backends.len() + self.slots.len() + self.sources.len() + self.members.len();
-        let gone = self.gone_frontends.len() + self.gone_sources.len() + self.gone_members.len();
-        reached + self.services.len() + self.frontends.len() + gone + self.retired.len()
+    /// Once no packet can be looking any more.
+    pub(crate) fn bury<M: ServiceMaps>(&self, maps: &mut M) -> Result<(), M::Error> {
+        maps.delete_slots(&self.slots)?;
+        maps.delete_services(&self.services)?;
+        maps.delete_backends(&self.backends)?;
+        maps.delete_sources(&self.sources)
     }
 }
 
@@ -61,7 +104,9 @@ impl Operations {
 #[derive(Clone, Debug, Default)]
 struct Entry {
     value: Service,
-    frontends: BTreeSet<FrontendKey>,
+    /// Those it is to serve; another entry may be doing so.
+    frontends: Vec<FrontendKey>,
+    /// Never changes: who is let in by which id stays as it is.
     sources: BTreeSet<RouteKey>,
     /// In the order of the slots.
     backends: Vec<u32>,
@@ -77,6 +122,8 @@ pub(crate) struct Ledger {
     entries: HashMap<u32, Entry>,
     /// Who leads where, over all entries.
     frontends: HashMap<FrontendKey, u32>,
+    /// Two Services may claim one address. The later one has it, the others wait here.
+    waiting: HashMap<FrontendKey, Vec<u32>>,
     /// Entries of each Service.
     owned: HashMap<ObjectKey, Vec<u32>>,
     backend_ids: HashMap<Backend, u32>,
@@ -86,6 +133,7 @@ pub(crate) struct Ledger {
     next_backend: u32,
     slots: usize,
     members: usize,
+    sources: usize,
 }
 
 /// Ids are not used again until the counter wraps, 4 billion later. An earlier agent may have used some beyond the
@@ -114,16 +162,16 @@ impl Ledger {
         for (key, id) in found.frontends {
             match ledger.entries.get_mut(&id) {
                 Some(entry) => {
-                    entry.frontends.insert(key);
+                    entry.frontends.push(key);
                     ledger.frontends.insert(key, id);
                 }
-                None => operations.gone_frontends.push(key),
+                None => drop(operations.gone_frontends.insert(key)),
             }
         }
         ledger.adopt_slots(found.slots, &mut operations);
         for (key, _) in found.sources {
             match ledger.entries.get_mut(&key.service) {
-                Some(entry) => drop(entry.sources.insert(range(&key))),
+                Some(entry) => ledger.sources += usize::from(entry.sources.insert(range(&key))),
                 None => operations.retired.sources.push(key),
             }
         }
@@ -181,19 +229,6 @@ impl Ledger {
         }
     }
 
-    /// Frontends that were let go and that somebody else wants, too, are theirs from now on.
-    pub(crate) fn hand_over(&mut self, operations: &mut Operations) {
-        for key in std::mem::take(&mut operations.gone_frontends) {
-            match self.entries.iter().find(|(_, entry)| entry.frontends.contains(&key)) {
-                Some((id, _)) => {
-                    self.frontends.insert(key, *id);
-                    operations.frontends.push((key, *id));
-                }
-                None => operations.gone_frontends.push(key),
-            }
-        }
-    }
-
     /// Removes what no Service claimed: only after a complete list.
     pub(crate) fn prune(&mut self, keep: impl Fn(&ObjectKey) -> bool, operations: &mut Operations) {
         let gone: Vec<ObjectKey> = self.owned.keys().filter(|key| !keep(key)).cloned().collect();
@@ -202,25 +237,40 @@ impl Ledger {
         orphans.into_iter().for_each(|id| self.remove_entry(id, operations));
     }
 
-    /// The entry that serves one of the plan's frontends already, its own or an adopted one; else a new one.
+    /// The entry, the Service's own or an adopted one, that serves already whatever the plan takes over: one write
+    /// flips it. Where frontends come together from several entries, another serves some, or it is to serve others than
+    /// before, a fresh one takes over.
     fn find_entry(&mut self, plan: &ServicePlan, before: &mut BTreeSet<u32>) -> u32 {
-        let serving = plan.frontends.iter().filter_map(|key| self.frontends.get(key).copied());
-        let candidates: Vec<u32> = serving.collect();
-        if let Some(id) = candidates.iter().find(|id| before.contains(id)) {
-            before.remove(id);
-            return *id;
-        }
-        if let Some(id) = candidates.iter().find(|id| self.entries.get(id).is_some_and(|entry| !entry.owned)) {
-            return *id;
+        let taken = plan.frontends.iter().filter(|key| !self.has_lost(key, before) && self.may_take(plan.flags, key));
+        let serving: BTreeSet<u32> = taken.filter_map(|key| self.frontends.get(key).copied()).collect();
+        let guard_stays = |id: &&u32| self.entries.get(id).is_some_and(|entry| entry.sources == plan.sources);
+        let only = serving.first().filter(|id| serving.len() == 1 && guard_stays(id)).copied();
+        if let Some(id) = only.filter(|id| before.remove(id) || self.entries.get(id).is_some_and(|e| !e.owned)) {
+            return id;
         }
         let id = self.next_service;
         self.next_service = id.wrapping_add(1).max(1);
         id
     }
 
+    /// Whether one of these entries waits for a frontend that another Service's has.
+    fn has_lost(&self, key: &FrontendKey, entries: &BTreeSet<u32>) -> bool {
+        self.waiting.get(key).is_some_and(|waiting| waiting.iter().any(|id| entries.contains(id)))
+    }
+
+    /// A pod that got a port of the node keeps it, whichever Service wants it too.
+    fn may_take(&self, flags: u32, key: &FrontendKey) -> bool {
+        let is_pods = |id: &u32| self.entries.get(id).is_some_and(|entry| entry.value.flags & Service::HOST_PORT != 0);
+        flags & Service::HOST_PORT != 0 || !self.frontends.get(key).is_some_and(is_pods)
+    }
+
     fn change_entry(&mut self, id: u32, plan: &ServicePlan, operations: &mut Operations) {
-        let new = !self.entries.contains_key(&id);
-        let mut entry = self.entries.remove(&id).unwrap_or_default();
+        let known = self.entries.remove(&id);
+        if known.is_none() {
+            operations.fresh.insert(id);
+        }
+        let new = known.is_none();
+        let mut entry = known.unwrap_or_default();
         let wanted = Service { flags: plan.flags, affinity: plan.affinity, ..entry.value };
         let current: BTreeSet<Backend> =
             entry.backends.iter().filter_map(|b| self.backends.get(b)).map(|b| b.0).collect();
@@ -246,25 +296,63 @@ impl Ledger {
             operations.services.push((id, wanted));
         }
         self.change_frontends(id, &mut entry, plan, operations);
-        change_sources(id, &mut entry, plan, operations);
+        if new {
+            self.sources += plan.sources.len();
+            operations.sources.extend(plan.sources.iter().map(|range| (source(id, range), 1)));
+            entry.sources.clone_from(&plan.sources);
+        }
         entry.owned = true;
         self.entries.insert(id, entry);
     }
 
     fn change_frontends(&mut self, id: u32, entry: &mut Entry, plan: &ServicePlan, operations: &mut Operations) {
-        for key in entry.frontends.difference(&plan.frontends) {
-            if self.frontends.get(key) == Some(&id) {
-                self.frontends.remove(key);
-                operations.gone_frontends.push(*key);
-            }
-        }
+        let before = std::mem::take(&mut entry.frontends);
+        before.iter().filter(|key| !plan.frontends.contains(key)).for_each(|key| self.let_go(id, key, operations));
         for key in &plan.frontends {
-            if self.frontends.insert(*key, id) != Some(id) {
-                operations.frontends.push((*key, id));
-                operations.gone_frontends.retain(|gone| gone != key);
+            let waits = self.waiting.get(key).is_some_and(|waiting| waiting.contains(&id));
+            match waits {
+                true => {}
+                false if self.may_take(plan.flags, key) => self.take(id, key, operations),
+                false => self.waiting.entry(*key).or_default().push(id),
             }
         }
-        entry.frontends.clone_from(&plan.frontends);
+        entry.frontends = plan.frontends.iter().copied().collect();
+    }
+
+    fn take(&mut self, id: u32, key: &FrontendKey, operations: &mut Operations) {
+        match self.frontends.insert(*key, id) {
+            Some(holder) if holder == id => return,
+            Some(holder) => self.waiting.entry(*key).or_default().push(holder),
+            None => {}
+        }
+        operations.frontends.insert(*key, id);
+        operations.gone_frontends.remove(key);
+    }
+
+    /// A frontend goes to whoever waits for it, or goes.
+    fn let_go(&mut self, id: u32, key: &FrontendKey, operations: &mut Operations) {
+        let next = self.waiting.get_mut(key).and_then(|waiting| {
+            waiting.retain(|other| *other != id);
+            waiting.last().copied()
+        });
+        if next.is_none() {
+            self.waiting.remove(key);
+        }
+        if self.frontends.get(key) != Some(&id) {
+            return;
+        }
+        match next {
+            Some(next) => {
+                self.waiting.entry(*key).or_default().retain(|other| *other != next);
+                self.frontends.insert(*key, next);
+                operations.frontends.insert(*key, next);
+            }
+            None => {
+                self.frontends.remove(key);
+                operations.frontends.remove(key);
+                operations.gone_frontends.insert(*key);
+            }
+        }
     }
 
     /// Whom affinity may lead to. The entries of one port remember their clients under the lowest of their ids.
@@ -290,18 +378,13 @@ impl Ledger {
 
     fn remove_entry(&mut self, id: u32, operations: &mut Operations) {
         let Some(entry) = self.entries.remove(&id) else { return };
-        for key in &entry.frontends {
-            if self.frontends.get(key) == Some(&id) {
-                self.frontends.remove(key);
-                operations.gone_frontends.push(*key);
-            }
-        }
-        operations
-            .gone_members
-            .extend(entry.members.keys().map(|backend| MemberKey { service: id, backend: *backend }));
+        entry.frontends.iter().for_each(|key| self.let_go(id, key, operations));
+        let members = entry.members.keys().map(|backend| MemberKey { service: id, backend: *backend });
+        operations.gone_members.extend(members);
         self.members -= entry.members.len();
         operations.deserted |= entry.frontends.iter().any(|key| key.proto == Protocol::UDP);
         operations.retired.services.push(id);
+        self.sources -= entry.sources.len();
         operations.retired.sources.extend(entry.sources.iter().map(|range| source(id, range)));
         operations.retired.slots.extend((0..entry.value.count).map(|n| slot(id, entry.value.generation, n)));
         self.slots -= entry.backends.len();
@@ -335,13 +418,13 @@ impl Ledger {
 
     /// Entries in frontends, services, slots, backends, source ranges and members.
     pub(crate) fn sizes(&self) -> [usize; 6] {
-        let sources = self.entries.values().map(|entry| entry.sources.len()).sum();
-        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len(), sources, self.members]
+        [self.frontends.len(), self.entries.len(), self.slots, self.backends.len(), self.sources, self.members]
     }
 
-    /// Whether a source is let in: again, perhaps, since it was retired.
-    pub(crate) fn admits(&self, key: &SourceKey) -> bool {
-        self.entries.get(&key.service).is_some_and(|entry| entry.sources.contains(&range(key)))
+    /// Whose an id is.
+    pub(crate) fn owners(&self) -> HashMap<u32, (&ObjectKey, usize)> {
+        let entries = self.owned.iter();
+        entries.flat_map(|(key, ids)| ids.iter().enumerate().map(move |(n, id)| (*id, (key, n)))).collect()
     }
 
     /// Whether what a UDP socket asked for still leads to the backend it got, or that one is at least finishing its work.
@@ -365,18 +448,6 @@ impl Ledger {
         let mut backends = entries.flat_map(|entry| &entry.backends).filter_map(|id| self.backends.get(id));
         backends.any(|(backend, _)| backend.addr == addr)
     }
-}
-
-/// Whoever is no longer let in is kept out at once; a guard that falls as a whole falls with the flag, and its ranges stay
-/// for packets that still see the flag.
-fn change_sources(id: u32, entry: &mut Entry, plan: &ServicePlan, operations: &mut Operations) {
-    let gone = entry.sources.difference(&plan.sources).map(|range| source(id, range));
-    match plan.sources.is_empty() {
-        true => operations.retired.sources.extend(gone),
-        false => operations.gone_sources.extend(gone),
-    }
-    operations.sources.extend(plan.sources.difference(&entry.sources).map(|range| (source(id, range), 1)));
-    entry.sources.clone_from(&plan.sources);
 }
 
 /// Where UDP sockets of a Service may be connected to.

@@ -27,6 +27,7 @@ mod nics;
 mod node_ports;
 mod plan;
 mod programs;
+pub mod simulation;
 mod snapshot;
 mod sockets;
 mod table;

@@ -316,6 +316,10 @@ fn first_address(network: IpNetwork) -> Addr {
 }
 
 impl Snapshot {
+    pub(crate) fn has_service(&self, key: &ObjectKey) -> bool {
+        self.services.contains_key(key)
+    }
+
     /// Every change a complete look needs: for the first reconciliation after the lists are in.
     pub fn all_changes(&self) -> BTreeSet<Change> {
         self.services.keys().cloned().map(Change::Service).chain([Change::Nodes]).collect()
