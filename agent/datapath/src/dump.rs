@@ -171,7 +171,7 @@ fn protocol(number: u8) -> String {
         Protocol::TCP => "TCP".to_owned(),
         Protocol::UDP => "UDP".to_owned(),
         Protocol::ICMP => "ICMP".to_owned(),
-        132 => "SCTP".to_owned(),
+        Protocol::SCTP => "SCTP".to_owned(),
         other => other.to_string(),
     }
 }

@@ -93,17 +93,20 @@ impl Port {
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 impl Protocol {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const SCTP: u8 = 132;
 
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => Self::TCP,
             Self::Udp => Self::UDP,
+            Self::Sctp => Self::SCTP,
         }
     }
 
@@ -111,6 +114,7 @@ impl Protocol {
         match number {
             Self::TCP => Some(Self::Tcp),
             Self::UDP => Some(Self::Udp),
+            Self::SCTP => Some(Self::Sctp),
             _ => None,
         }
     }

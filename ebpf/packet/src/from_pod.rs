@@ -39,7 +39,7 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
         work.endpoint = *endpoint;
         return keep_apart(tables, work, Next::Pod);
     }
-    if matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
+    if matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         match resolve(tables, &work.packet.tuple, Scope::Cluster, tables.random_slot(), &mut work.target) {
             Resolved::Foreign => {}
             Resolved::Empty => return Next::Reject,

@@ -1,5 +1,6 @@
 //! Header layouts as they stand on the wire (RFC 791, 792). Multi-byte fields are in network order.
 
+use crate::Packet;
 use bytemuck::{Pod, Zeroable};
 
 /// Length of an Ethernet header, where the IP header starts.
@@ -92,6 +93,34 @@ impl Icmp {
     #[inline(always)]
     pub fn is_error(kind: u8) -> bool {
         matches!(kind, Self::UNREACHABLE | Self::TIME_EXCEEDED | Self::PARAMETER_PROBLEM)
+    }
+}
+
+/// SCTP's common header and chunk types (RFC 9260).
+pub struct Sctp;
+
+impl Sctp {
+    /// Offset of the checksum, and of the first chunk's type.
+    pub const CHECKSUM: u32 = 8;
+    pub const CHUNK: u32 = 12;
+
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const SHUTDOWN: u8 = 7;
+    const SHUTDOWN_ACK: u8 = 8;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+
+    /// What a first chunk would be in TCP: associations open and close as connections do.
+    #[inline(always)]
+    pub fn as_tcp(chunk: u8) -> u8 {
+        match chunk {
+            Self::INIT => Packet::SYN,
+            Self::INIT_ACK => Packet::SYN | Packet::ACK,
+            Self::SHUTDOWN | Self::SHUTDOWN_ACK => Packet::FIN,
+            Self::ABORT | Self::SHUTDOWN_COMPLETE => Packet::RST,
+            _ => 0,
+        }
     }
 }
 

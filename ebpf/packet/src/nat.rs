@@ -120,7 +120,11 @@ fn next_state(connection: &Conntrack, forward: bool) -> ConntrackState {
 fn lifetime(proto: u8, state: u8) -> u64 {
     let tcp = proto == Protocol::TCP;
     if state == ConntrackState::Established as u8 {
-        if tcp { 432_000 } else { 180 }
+        match proto {
+            Protocol::TCP => 432_000,
+            Protocol::SCTP => 210,
+            _ => 180,
+        }
     } else if state == ConntrackState::New as u8 {
         if tcp { 120 } else { 30 }
     } else if state == ConntrackState::Closing as u8 {
@@ -197,7 +201,7 @@ fn claim_reverse(tables: &impl Connections, work: &mut Work, address: Addr) -> b
 #[inline(always)]
 fn choose_source(tables: &impl Connections, work: &mut Work, address: Addr) {
     work.to.src = address;
-    if matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Echo) {
+    if matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::Echo) {
         let (min, max) = tables.ports();
         let span = u32::from(max - min) + 1;
         work.to.sport = Port::new((u32::from(min) + tables.random() % span) as u16);

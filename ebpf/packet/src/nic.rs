@@ -77,7 +77,7 @@ fn turn(next: Next) -> Next {
 /// Opens the connection if the packet addresses a Service; `source` depends on where the backend lives.
 #[inline(always)]
 fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Next) -> Source) -> Next {
-    if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp) {
+    if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         return Next::Pass;
     }
     let found = resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target);

@@ -9,7 +9,7 @@
 
 use crate::{
     Bytes, Work,
-    header::{ETHERNET, Icmp, Ipv4Header},
+    header::{ETHERNET, Icmp, Ipv4Header, Sctp},
     tables::Connections,
 };
 use leme_abi::{Addr, DropReason, FragmentKey, Port, Ports, Protocol, Tuple};
@@ -20,6 +20,7 @@ use leme_abi::{Addr, DropReason, FragmentKey, Port, Ports, Protocol, Tuple};
 pub enum Kind {
     Tcp,
     Udp,
+    Sctp,
     /// ICMP echo and its reply: the identifier stands for the requester's port.
     Echo,
     /// An ICMP error and the packet it quotes.
@@ -46,8 +47,10 @@ pub struct Packet {
     pub quoted_l4: u32,
     pub length: u32,
     pub kind: Kind,
-    /// Flags of a TCP header.
+    /// Flags of a TCP header, or what an SCTP packet's first chunk amounts to.
     pub tcp_flags: u8,
+    /// Length of the SCTP packet, the checksum's range; 0 if it is in fragments.
+    pub sctp_length: u16,
 }
 
 impl Packet {
@@ -56,10 +59,10 @@ impl Packet {
     pub const RST: u8 = 4;
     pub const ACK: u8 = 16;
 
-    /// The first packet of a TCP connection.
+    /// The first packet of a TCP connection or SCTP association.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        matches!(self.kind, Kind::Tcp) && self.tcp_flags & (Self::SYN | Self::ACK) == Self::SYN
+        matches!(self.kind, Kind::Tcp | Kind::Sctp) && self.tcp_flags & (Self::SYN | Self::ACK) == Self::SYN
     }
 }
 
@@ -80,10 +83,12 @@ pub fn parse(bytes: &impl Bytes, tables: &impl Connections, work: &mut Work) -> 
     packet.dst = Addr::from_v4(header.dst);
     packet.kind = Kind::Other;
     packet.tcp_flags = 0;
+    packet.sctp_length = 0;
     packet.tuple = Tuple { src: packet.src, dst: packet.dst, proto: header.proto, ..Tuple::default() };
     if !header.is_later() {
         work.first_fragment = header.more();
         work.fragment = fragment_key(&header);
+        packet.sctp_length = if header.more() { 0 } else { (end - packet.l4) as u16 };
         return read_transport(bytes, packet, end);
     }
     // A second fragment so early would overwrite the flags that the first was judged by (RFC 1858).
@@ -132,6 +137,8 @@ pub fn remember_fragment(tables: &impl Connections, work: &Work) {
 /// Least lengths of transport headers, and of what an ICMP error quotes of one (RFC 792).
 const TCP: u32 = 20;
 const UDP: u32 = 8;
+/// The common header and that of a chunk.
+const SCTP: u32 = 16;
 const QUOTED: u32 = 8;
 
 #[inline(always)]
@@ -139,6 +146,7 @@ fn read_transport(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(
     let least = match packet.tuple.proto {
         Protocol::TCP => TCP,
         Protocol::UDP => UDP,
+        Protocol::SCTP => SCTP,
         Protocol::ICMP => Icmp::LENGTH,
         _ => return Ok(()),
     };
@@ -153,6 +161,12 @@ fn read_transport(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(
         }
         Protocol::UDP => {
             packet.kind = Kind::Udp;
+            read_ports(bytes, packet.l4, &mut packet.tuple)
+        }
+        Protocol::SCTP => {
+            packet.kind = Kind::Sctp;
+            let chunk = bytes.load(packet.l4 + Sctp::CHUNK).ok_or(DropReason::Malformed)?;
+            packet.tcp_flags = Sctp::as_tcp(chunk);
             read_ports(bytes, packet.l4, &mut packet.tuple)
         }
         _ => read_icmp(bytes, packet, end),
@@ -208,7 +222,7 @@ fn read_error(bytes: &impl Bytes, packet: &mut Packet, end: u32) -> Result<(), D
         ..Tuple::default()
     };
     match header.proto {
-        Protocol::TCP | Protocol::UDP => read_ports(bytes, packet.quoted_l4, &mut tuple)?,
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => read_ports(bytes, packet.quoted_l4, &mut tuple)?,
         Protocol::ICMP => {
             let kind = bytes.load(packet.quoted_l4).ok_or(DropReason::Malformed)?;
             if kind == Icmp::ECHO || kind == Icmp::ECHO_REPLY {

@@ -9,7 +9,10 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use core::mem::MaybeUninit;
 use leme_abi::{DropReason, Tuple};
-use leme_packet::{Bytes, ETHERNET, EthernetHeader, Icmp, Ipv4Header, Kind, Packet, QUOTED, Unreachable, ethertype};
+use leme_packet::{
+    Bytes, ETHERNET, EthernetHeader, Icmp, Ipv4Header, Kind, Packet, QUOTED, Sctp, Unreachable, ethertype,
+    replace_ports,
+};
 
 /// A packet's bytes, through the helper that also reaches paged data.
 pub struct Skb<'a>(pub &'a TcContext);
@@ -63,6 +66,7 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Edit {
             replace_port(ctx, packet.l4, (from.sport.0, to.sport.0), port)?;
             replace_port(ctx, packet.l4 + 2, (from.dport.0, to.dport.0), port)
         }
+        Kind::Sctp => replace_sctp_ports(ctx, packet, to),
         // One identifier serves as the requester's port; the other port is zero on both sides.
         Kind::Echo => {
             let (old, new) = (from.sport.0 | from.dport.0, to.sport.0 | to.dport.0);
@@ -70,6 +74,25 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Edit {
         }
         _ => Ok(()),
     }
+}
+
+/// The checksum knows no addresses; for other ports all of the packet must be here.
+#[inline(always)]
+fn replace_sctp_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Edit {
+    let from = &packet.tuple;
+    if from.sport == to.sport && from.dport == to.dport {
+        return Ok(());
+    }
+    if packet.sctp_length == 0 {
+        return Err(DropReason::Fragment);
+    }
+    let at = packet.l4 + Sctp::CHECKSUM;
+    let checksum: u32 = Skb(ctx).load(at).ok_or(DropReason::Malformed)?;
+    let word = |sport: u16, dport: u16| u32::from(sport) | u32::from(dport) << 16;
+    let (old, new) = (word(from.sport.0, from.dport.0), word(to.sport.0, to.dport.0));
+    let checksum = replace_ports(checksum.to_le(), old.to_le(), new.to_le(), packet.sctp_length).to_le();
+    done(ctx.store(at as usize, &checksum, 0))?;
+    done(ctx.store(packet.l4 as usize, &new, 0))
 }
 
 /// Offset and flags of the transport checksum, where there is one to keep.

@@ -50,6 +50,23 @@ impl Frame {
         Self::ip(17, *src.ip(), *dst.ip(), &datagram)
     }
 
+    /// `chunk` is the type of its only chunk, which has no value.
+    pub fn sctp(src: &str, dst: &str, chunk: u8) -> Self {
+        let (src, dst) = (address(src), address(dst));
+        let mut packet = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
+        packet.extend([0, 0, 0, 9, 0, 0, 0, 0, chunk, 0, 0, 4]);
+        let sum = crc32c(&packet);
+        packet[8..12].copy_from_slice(&sum.to_le_bytes());
+        Self::ip(132, *src.ip(), *dst.ip(), &packet)
+    }
+
+    /// The same packet without a checksum, as a pod's kernel sends it that leaves the checksum to the device.
+    pub fn sctp_unsummed(src: &str, dst: &str, chunk: u8) -> Self {
+        let mut frame = Self::sctp(src, dst, chunk);
+        frame.0[42..46].fill(0);
+        frame
+    }
+
     /// ICMP echo request (8) or reply (0).
     pub fn echo(kind: u8, src: &str, dst: &str, id: u16) -> Self {
         let mut message = vec![kind, 0, 0, 0];
@@ -183,6 +200,7 @@ impl Frame {
         let (sport, dport, rest) = match proto {
             1 => (0, 0, [&self.ip_payload()[..2], &self.quoted_without_checksums()].concat()),
             6 => (port(0), port(2), [&self.ip_payload()[4..16], &self.ip_payload()[18..]].concat()),
+            132 => (port(0), port(2), [&self.ip_payload()[4..8], &self.ip_payload()[12..]].concat()),
             _ => (port(0), port(2), self.ip_payload()[8..].to_vec()),
         };
         let (src, dst) = (octets(26).into(), octets(30).into());
@@ -210,6 +228,11 @@ impl Frame {
                 }
             }
             17 if payload[6..8] == [0, 0] => {}
+            132 if payload[8..12] == [0; 4] => {}
+            132 => {
+                let unsummed = [&payload[..8], &[0; 4], &payload[12..]].concat();
+                assert_eq!(payload[8..12], crc32c(&unsummed).to_le_bytes(), "{name}: checksum of SCTP");
+            }
             proto => {
                 let facts = self.facts();
                 let sum =
@@ -230,6 +253,12 @@ fn seal(proto: u8, src: Ipv4Addr, dst: Ipv4Addr, payload: &mut [u8], at: Option<
     payload[at..at + 2].fill(0);
     let sum = checksum(&[&pseudo(proto, src, dst, payload.len())[..], payload].concat());
     payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// RFC 9260, appendix A.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+    !bytes.iter().fold(!0u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }
 
 /// RFC 1071, odd lengths padded.

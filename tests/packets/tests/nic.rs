@@ -133,6 +133,56 @@ fn a_node_port_without_endpoints_says_so() {
     });
 }
 
+/// One SCTP port, and its slice.
+fn sctp_service(backends: &[(&str, &str)]) -> Vec<serde_json::Value> {
+    let mut objects = service("diameter", "10.96.0.60", 30868, backends);
+    objects[0]["spec"]["ports"] = json!([{"port": 3868, "nodePort": 30868, "protocol": "SCTP"}]);
+    objects[1]["ports"] = json!([{"port": 13868, "protocol": "SCTP"}]);
+    objects
+}
+
+#[test]
+fn sctp_goes_through_a_node_port_and_back_with_checksums_that_hold() {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    in_namespace(sctp_service(&[("10.244.1.2", "a")]), |node| {
+        let (client, node_port, pod) = ("198.51.100.2:5000", "10.89.0.11:30868", "10.244.1.2:13868");
+        check(
+            node,
+            &[
+                row("in", "nic_ingress", "eth0", Frame::sctp(client, node_port, INIT), Frame::sctp(client, pod, INIT)),
+                row(
+                    "out",
+                    "from_pod",
+                    "pod2",
+                    Frame::sctp(pod, client, INIT_ACK),
+                    Frame::sctp(node_port, client, INIT_ACK).routed(),
+                ),
+                row(
+                    "out, the checksum left to the device",
+                    "from_pod",
+                    "pod2",
+                    Frame::sctp_unsummed(pod, client, INIT_ACK),
+                    Frame::sctp_unsummed(node_port, client, INIT_ACK).routed(),
+                ),
+            ],
+        );
+        let unsummed = node.run("from_pod", "pod2", &Frame::sctp_unsummed(pod, client, INIT_ACK)).1;
+        assert_eq!(unsummed.0[42..46], [0; 4], "still the device's to compute");
+        let inside = node.run("from_pod", "pod3", &Frame::sctp("10.244.1.3:5000", "10.96.0.60:3868", INIT)).1;
+        assert_eq!(
+            (inside.facts().src.ip().to_string(), inside.facts().dst.to_string()),
+            ("10.244.1.3".into(), pod.into())
+        );
+        inside.check_checksums("from a pod, with a source port for translations");
+    });
+    in_namespace(sctp_service(&[]), |node| {
+        let opening = Frame::sctp("198.51.100.2:5000", "10.89.0.11:30868", INIT);
+        let (verdict, out) = node.run("nic_ingress", "eth0", &opening);
+        assert_eq!((verdict, &out.0[34..36]), (Verdict::Redirect, &[3, 3][..]));
+    });
+}
+
 #[test]
 fn a_load_balancers_address_is_for_its_source_ranges_and_the_node_port_for_everybody() {
     let mut objects = service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]);

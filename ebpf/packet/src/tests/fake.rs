@@ -79,11 +79,13 @@ impl Fake {
         }
     }
 
-    /// A Service of one TCP port at `frontends`, with these backends.
+    /// A Service of one TCP and SCTP port at `frontends`, with these backends.
     pub(super) fn serve(&mut self, id: u32, frontends: &[(Addr, u16, Scope)], backends: &[(&str, u16)], flags: u32) {
         for (addr, port, scope) in frontends {
-            let key = FrontendKey { addr: *addr, port: Port::new(*port), proto: Protocol::TCP, scope: *scope as u8 };
-            self.frontends.insert(key, id);
+            for proto in [Protocol::TCP, Protocol::SCTP] {
+                let key = FrontendKey { addr: *addr, port: Port::new(*port), proto, scope: *scope as u8 };
+                self.frontends.insert(key, id);
+            }
         }
         self.services.insert(id, Service { generation: 1, count: backends.len() as u32, flags, affinity: 0 });
         for (n, (backend, port)) in backends.iter().enumerate() {
@@ -287,6 +289,13 @@ pub(super) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Frame {
     let mut payload = ports(sport, dport);
     payload.extend([0, 8, 0, 0]);
     ip(Protocol::UDP, src, dst, 0, &payload)
+}
+
+pub(super) fn sctp(src: &str, sport: u16, dst: &str, dport: u16, chunk: u8) -> Frame {
+    let mut payload = ports(sport, dport);
+    payload.extend([0; 8]);
+    payload.extend([chunk, 0, 0, 4]);
+    ip(Protocol::SCTP, src, dst, 0, &payload)
 }
 
 /// Reads a frame into fresh room.

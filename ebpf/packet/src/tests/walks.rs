@@ -1,6 +1,6 @@
 //! Whole connections, packet by packet, through the hooks they pass.
 
-use super::fake::{Fake, Frame, addr, ip, read, tcp, tuple, udp};
+use super::fake::{Fake, Frame, addr, ip, read, sctp, tcp, tuple, udp};
 use crate::{
     Next, Packet, Resolved, Target, Work, choose_backend, from_pod, nic_egress, nic_ingress, overlay_egress,
     overlay_ingress, to_pod,
@@ -45,6 +45,32 @@ fn cluster_ip(tables: &mut Fake, backends: &[(&str, u16)]) {
 
 fn node_port(tables: &mut Fake, backends: &[(&str, u16)]) {
     tables.serve(2, &[(Addr::ANY, 30080, Scope::Cluster)], backends, 0);
+}
+
+#[test]
+fn an_association_opens_through_a_node_port_and_chooses_again_after_its_end() {
+    let mut tables = Fake::new();
+    node_port(&mut tables, &[("10.244.1.2", 8080)]);
+    const INIT: u8 = 1;
+    let opening = sctp("198.51.100.2", 5000, "10.89.0.11", 30080, INIT);
+    let (next, out) = walk(&tables, nic_ingress, &opening);
+    assert_eq!((next, out), (Next::Pod, tuple(Protocol::SCTP, "198.51.100.2", 5000, "10.244.1.2", 8080)));
+    let answer = |chunk| sctp("10.244.1.2", 8080, "198.51.100.2", 5000, chunk);
+    let (next, back) = walk(&tables, pod2, &answer(2));
+    assert_eq!((next, back), (Next::Outside, tuple(Protocol::SCTP, "10.89.0.11", 30080, "198.51.100.2", 5000)));
+    node_port(&mut tables, &[("10.244.1.3", 8080)]);
+    assert_eq!(walk(&tables, nic_ingress, &sctp("198.51.100.2", 5000, "10.89.0.11", 30080, 0)).1, out);
+    walk(&tables, nic_ingress, &sctp("198.51.100.2", 5000, "10.89.0.11", 30080, 7));
+    walk(&tables, pod2, &answer(8));
+    assert_eq!(walk(&tables, nic_ingress, &opening).1.dst, addr("10.244.1.3"));
+}
+
+#[test]
+fn an_association_to_the_outside_is_masqueraded() {
+    let tables = Fake::new();
+    let (next, out) = walk(&tables, pod2, &sctp("10.244.1.2", 40000, "198.51.100.2", 3868, 1));
+    assert_eq!((next, out.src), (Next::Outside, addr("10.89.0.11")));
+    assert!((12_000..=29_999).contains(&out.sport.number()));
 }
 
 #[test]
