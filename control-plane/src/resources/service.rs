@@ -18,6 +18,7 @@ pub use allocation::repair;
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const POLICIES: &[&str] = &["Cluster", "Local"];
+const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
 const MAX_AFFINITY: i64 = 86_400;
 const KUBELET_PORT: i64 = 10_250;
 
@@ -60,9 +61,10 @@ impl Strategy for Service {
 
     fn validate_update(&self, context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
         if context.subresource == Some("status") {
-            return Vec::new();
+            return validate_balancer_status(object);
         }
         let mut errors = validate_address_change(object, old);
+        errors.extend(validate_health_port_change(object, old));
         errors.extend(self.validate_create(context, object));
         errors
     }
@@ -430,6 +432,42 @@ fn validate_policies(spec: &At<'_>) -> Vec<FieldError> {
         );
     }
     errors.extend(spec.at("internalTrafficPolicy").one_of_if_set(POLICIES));
+    errors.extend(spec.at("trafficDistribution").one_of_if_set(DISTRIBUTIONS));
+    errors
+}
+
+/// Load balancers probe the port they were told: it stays as long as there is one.
+fn validate_health_port_change(object: &Value, old: &Value) -> Option<FieldError> {
+    let port = At::root(object).down(&["spec", "healthCheckNodePort"]);
+    let stays = needs_health_port(object) && needs_health_port(old);
+    if stays && port.int().unwrap_or_default() != 0 { port.immutable(old) } else { None }
+}
+
+fn validate_balancer_status(object: &Value) -> Vec<FieldError> {
+    let ingress = At::root(object).down(&["status", "loadBalancer", "ingress"]);
+    if kind(object) != "LoadBalancer" && !ingress.is_empty() {
+        return vec![ingress.forbidden("may only be used when `spec.type` is \"LoadBalancer\"")];
+    }
+    ingress.items().flat_map(|ingress| validate_ingress(&ingress)).collect()
+}
+
+fn validate_ingress(ingress: &At<'_>) -> Vec<FieldError> {
+    let (address, mode, host) = (ingress.at("ip"), ingress.at("ipMode"), ingress.at("hostname"));
+    let mut errors = Vec::new();
+    if !address.is_empty() {
+        errors.extend(address.check(names::ip));
+    }
+    match (address.is_empty(), mode.is_set()) {
+        (true, true) => errors.push(mode.forbidden("may not be specified when `ip` is not set")),
+        (false, false) => errors.push(mode.required("must be specified when `ip` is set")),
+        _ => errors.extend(mode.one_of_if_set(&["Proxy", "VIP"])),
+    }
+    if !host.is_empty() {
+        errors.extend(host.check(names::dns1123_subdomain));
+        if host.text().parse::<std::net::IpAddr>().is_ok() {
+            errors.push(host.invalid("must be a DNS name, not an IP address"));
+        }
+    }
     errors
 }
 

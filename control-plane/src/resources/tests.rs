@@ -65,6 +65,32 @@ fn an_event_is_one_object_in_two_versions() {
 }
 
 #[test]
+fn what_a_load_balancer_reports_is_judged_too() {
+    let context = Context { subresource: Some("status"), ..context("services") };
+    let complaints = |kind: &str, ingress: Value| -> Vec<String> {
+        let object = json!({"spec": {"type": kind}, "status": {"loadBalancer": {"ingress": [ingress]}}});
+        let errors = context.resource.strategy.validate_update(&context, &object, &object);
+        errors.into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
+    };
+    let path = "status.loadBalancer.ingress";
+    assert!(complaints("LoadBalancer", json!({"ip": "192.0.2.1", "ipMode": "Proxy"})).is_empty());
+    assert!(complaints("LoadBalancer", json!({"hostname": "lb.example.org"})).is_empty());
+    assert_eq!(
+        complaints("ClusterIP", json!({"ip": "192.0.2.1", "ipMode": "VIP"})),
+        [format!("{path}: Forbidden: may only be used when `spec.type` is \"LoadBalancer\"")]
+    );
+    assert_eq!(
+        complaints("LoadBalancer", json!({"ip": "192.0.2.1", "ipMode": "Tunnel"})),
+        [format!("{path}[0].ipMode: Unsupported value: \"Tunnel\": supported values: \"Proxy\", \"VIP\"")]
+    );
+    assert_eq!(
+        complaints("LoadBalancer", json!({"hostname": "lb", "ipMode": "VIP"})),
+        [format!("{path}[0].ipMode: Forbidden: may not be specified when `ip` is not set")]
+    );
+    assert_eq!(complaints("LoadBalancer", json!({"hostname": "192.0.2.1"})).len(), 1);
+}
+
+#[test]
 fn services_are_judged_in_upstreams_words() {
     let port = |port: i64, name: &str| json!({"port": port, "protocol": "TCP", "name": name});
     let service = |spec: Value| {

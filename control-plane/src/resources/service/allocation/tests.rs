@@ -145,6 +145,59 @@ fn an_update_releases_what_it_no_longer_needs_and_a_deletion_all() {
     });
 }
 
+fn balanced(policy: &str, health: Option<i64>) -> Value {
+    let mut spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.7.8", "externalTrafficPolicy": policy,
+        "allocateLoadBalancerNodePorts": false, "sessionAffinity": "None", "ports": [{"port": 80, "protocol": "TCP"}],
+    });
+    if let Some(port) = health {
+        spec["healthCheckNodePort"] = port.into();
+    }
+    spec
+}
+
+async fn update(memory: &mut Memory, old: &Value, spec: Value) -> Result<Value, Vec<String>> {
+    let mut new = service(spec);
+    Service.prepare_update(&context(), &mut new, old);
+    let words = |errors: Vec<FieldError>| errors.into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+    let errors = Service.validate_update(&context(), &new, old);
+    if !errors.is_empty() {
+        return Err(words(errors));
+    }
+    let companions = allocate(&context(), memory, Some(&mut new), Some(old)).await.map_err(words)?;
+    memory.commit(companions);
+    Ok(new)
+}
+
+#[test]
+fn a_health_check_port_comes_with_the_local_policy_stays_and_goes_with_it() {
+    run(async {
+        let mut memory = Memory::default();
+        let made = create(&mut memory, balanced("Local", None)).await.unwrap();
+        let port = made["spec"]["healthCheckNodePort"].as_i64().unwrap();
+        assert!((30000..=32767).contains(&port), "{port}");
+        let kept = update(&mut memory, &made, balanced("Local", None)).await.unwrap();
+        assert_eq!(kept["spec"]["healthCheckNodePort"], port);
+        let moved = update(&mut memory, &made, balanced("Local", Some(30001 + port % 2))).await.unwrap_err();
+        assert!(moved[0].ends_with("field is immutable"), "{moved:?}");
+        let open = update(&mut memory, &made, balanced("Cluster", Some(port))).await.unwrap();
+        assert!(open["spec"].get("healthCheckNodePort").is_none());
+        assert_eq!(memory.names(), ["10.96.7.8"]);
+        let again = update(&mut memory, &open, balanced("Local", Some(30005))).await.unwrap();
+        assert_eq!(again["spec"]["healthCheckNodePort"], 30005);
+        let release = allocate(&context(), &memory, None, Some(&again)).await.unwrap();
+        memory.commit(release);
+        assert!(memory.0.is_empty());
+    });
+}
+
+#[test]
+fn a_health_check_port_without_need_is_refused() {
+    let errors = Service.validate_create(&context(), &service(balanced("Cluster", Some(30001))));
+    let words = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+    assert!(errors.iter().any(|e| e.field == "spec.healthCheckNodePort" && e.message.contains(words)), "{errors:?}");
+}
+
 #[test]
 fn an_update_that_does_not_mention_what_was_allocated_keeps_it() {
     run(async {
