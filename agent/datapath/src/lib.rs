@@ -52,5 +52,5 @@ pub use netfilter::{Chain, chains};
 pub use nics::{Nic, find_nics};
 pub use node_ports::NodePorts;
 pub use plan::{NodeTables, RouteTo, ServicePlan, Tables, plan, plan_nodes, plan_service};
-pub use snapshot::{Change, ObjectKey, Snapshot};
+pub use snapshot::{Change, HealthCheck, ObjectKey, Snapshot};
 pub use sockets::{ServiceSocket, Sockets};

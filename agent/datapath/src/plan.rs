@@ -6,7 +6,9 @@
 
 use crate::{
     node_ports::{LOOPBACK, NodePorts},
-    snapshot::{Change, Here, Name, ObjectKey, Service, ServicePort, Slice, SliceEndpoint, SlicePort, Snapshot},
+    snapshot::{
+        Change, HealthCheck, Here, Name, ObjectKey, Service, ServicePort, Slice, SliceEndpoint, SlicePort, Snapshot,
+    },
 };
 use ipnetwork::IpNetwork;
 use leme_abi::{Addr, Backend, FrontendKey, NodeAddress, Port, Protocol, Route, RouteKey, Scope, Service as Flags};
@@ -56,12 +58,18 @@ impl From<RouteTo> for Route {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub services: BTreeMap<ObjectKey, Vec<ServicePlan>>,
+    /// What the agent answers load balancers.
+    pub checks: BTreeMap<ObjectKey, HealthCheck>,
     pub nodes: NodeTables,
 }
 
 pub fn plan(snapshot: &Snapshot) -> Tables {
     let services = snapshot.services.keys().map(|key| (key.clone(), plan_service(snapshot, key)));
-    Tables { services: services.filter(|(_, plans)| !plans.is_empty()).collect(), nodes: plan_nodes(snapshot) }
+    Tables {
+        services: services.filter(|(_, plans)| !plans.is_empty()).collect(),
+        checks: snapshot.health_checks().collect(),
+        nodes: plan_nodes(snapshot),
+    }
 }
 
 /// The entries of one Service: one per port, more where the traffic policies make inside and outside differ.

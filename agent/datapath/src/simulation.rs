@@ -279,7 +279,8 @@ impl Node {
     /// The kernel's tables in the words of [`Tables`]; entries that no Service has claimed yet are at the end.
     pub fn tables(&self) -> String {
         let owners = self.ledger.owners();
-        let mut tables = Tables { nodes: self.nodes.clone(), ..Tables::default() };
+        let checks = self.snapshot.health_checks().collect();
+        let mut tables = Tables { nodes: self.nodes.clone(), checks, ..Tables::default() };
         let mut ids: Vec<&u32> = self.kernel.services.keys().collect();
         ids.sort_by_key(|id| owners.get(id).map(|(key, n)| ((*key).clone(), *n)));
         let unclaimed = ObjectKey::new("~", "unclaimed");

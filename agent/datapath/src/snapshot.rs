@@ -12,7 +12,7 @@ use k8s_openapi::{
 use leme_abi::Protocol;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -48,6 +48,13 @@ pub enum Change {
     Nodes,
 }
 
+/// A Service's `healthCheckNodePort`, and how many of its ready endpoints are on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub port: u16,
+    pub endpoints: usize,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
     pub name: Box<str>,
@@ -71,6 +78,8 @@ pub(crate) struct Service {
     pub external_local: bool,
     /// Seconds; 0 is no affinity.
     pub affinity: u32,
+    /// `healthCheckNodePort`, where it means anything; 0 is none.
+    pub health_port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +181,21 @@ impl Snapshot {
     /// On which addresses NodePorts answer, if not on all.
     pub fn with_node_ports(self, node_ports: NodePorts) -> Self {
         Self { node_ports, ..self }
+    }
+
+    /// What load balancers may ask this node about a Service.
+    pub fn health_check(&self, key: &ObjectKey) -> Option<HealthCheck> {
+        let port = self.services.get(key).map(|service| service.health_port).filter(|port| *port != 0)?;
+        let here = self.here().node;
+        let slices = self.slices.get(key).into_iter().flatten().filter(|(_, slice)| !slice.ports.is_empty());
+        let endpoints = slices.flat_map(|(_, slice)| slice.endpoints.iter());
+        let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.is_known() && endpoint.node == here);
+        let addresses: BTreeSet<IpAddr> = local.map(|endpoint| endpoint.addr).collect();
+        Some(HealthCheck { port, endpoints: addresses.len() })
+    }
+
+    pub fn health_checks(&self) -> impl Iterator<Item = (ObjectKey, HealthCheck)> {
+        self.services.keys().filter_map(|key| Some((key.clone(), self.health_check(key)?)))
     }
 
     pub(crate) fn here(&self) -> Here {
@@ -308,8 +332,16 @@ fn read_service(object: &core::Service) -> Service {
         ports: spec.ports.iter().flatten().filter_map(read_service_port).collect(),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        health_port: health_port(spec),
         affinity: if sticky { timeout.and_then(|t| t.timeout_seconds).unwrap_or(10_800) as u32 } else { 0 },
     }
+}
+
+fn health_port(spec: &core::ServiceSpec) -> u16 {
+    let balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| balanced && local);
+    port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0)
 }
 
 /// With `ipMode: Proxy` a load balancer wants its clients to come through it; only virtual addresses are served here.

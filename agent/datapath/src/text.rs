@@ -12,6 +12,9 @@ impl fmt::Display for Tables {
         for (key, plans) in &self.services {
             plans.iter().try_for_each(|plan| write_service(f, key, plan))?;
         }
+        for (key, check) in &self.checks {
+            writeln!(f, "check {key}: {} local endpoints on port {}", check.endpoints, check.port)?;
+        }
         self.nodes.fmt(f)
     }
 }

@@ -4,7 +4,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::watch};
@@ -14,12 +17,14 @@ use super::{
     Kernel, Status,
     cni_server::CniServer,
     metrics::{Measured, Metrics},
+    proxy_health::ProxyHealth,
 };
 
 /// Whom it asks.
 #[derive(Clone)]
 pub struct Served {
     pub status: watch::Receiver<Status>,
+    pub health: Arc<ProxyHealth>,
     pub metrics: Arc<Metrics>,
     pub kernel: Kernel,
     pub server: Arc<CniServer>,
@@ -68,26 +73,21 @@ async fn converse(stream: TokioIo<tokio::net::TcpStream>, served: Served) {
 
 async fn answer(request: &Request<Incoming>, served: &Served) -> Response<String> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => {
-            let (status, text) = healthz(&served.status.borrow());
-            (status, PLAIN, text)
-        }
-        (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, PLAIN, "ok\n".into()),
+        (_, "/healthz") => json(served.health.healthz(*served.status.borrow() == Status::Ready)),
+        (_, "/livez") => json(served.health.livez()),
         (&Method::GET, "/metrics") => (StatusCode::OK, OPEN_METRICS, served.metrics().await),
         _ => (StatusCode::NOT_FOUND, PLAIN, "404 page not found\n".into()),
     };
     let mut response = Response::new(text);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+fn json((status, text): (StatusCode, String)) -> (StatusCode, &'static str, String) {
+    (status, "application/json", text)
 }
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-fn healthz(status: &Status) -> (StatusCode, String) {
-    match status {
-        Status::Ready => (StatusCode::OK, "ok\n".into()),
-        Status::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
-}

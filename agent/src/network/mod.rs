@@ -34,7 +34,9 @@ mod host_ports;
 pub mod ipam;
 mod limits;
 pub mod metrics;
+pub mod proxy_health;
 pub mod reconciler;
+pub mod service_health;
 mod stranded;
 pub mod veth;
 
@@ -43,6 +45,7 @@ use cni_server::{CniServer, Endpoints, Shape};
 use findings::{Finding, Findings, Watcher};
 use ipam::Ipam;
 use metrics::Metrics;
+use proxy_health::ProxyHealth;
 use reconciler::{Cluster, Reconciler};
 use veth::{Links, Veth};
 
@@ -236,8 +239,7 @@ struct Network {
 
 impl Network {
     async fn run(self, client: kube::Client, watcher: Watcher, shutdown: CancellationToken) {
-        let (node_ports, metrics) = (self.config.node_ports.clone(), Arc::clone(&self.metrics));
-        let mut watching = Reconciler::watch(&self.config.node_name, node_ports, client, metrics);
+        let mut watching = Reconciler::watch(&self.config, client, Arc::clone(&self.metrics));
         let pools = self.await_pools(&mut watching).await;
         let opened = self.insist(|| self.open(pools.clone())).await;
         let (kernel, server) = opened;
@@ -246,7 +248,7 @@ impl Network {
         tokio::spawn(async move { shutdown.run_until_cancelled(keep).await });
         tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
         tokio::spawn(stranded::end_when_woken(kernel.clone(), watching.deserted()));
-        self.serve_health(&kernel, server);
+        self.serve_health(watching.health(), &kernel, server);
         tokio::spawn(watcher.watch(kernel.clone(), devices::follow(kernel.clone())));
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;
     }
@@ -329,10 +331,10 @@ impl Network {
         });
     }
 
-    fn serve_health(&self, kernel: &Kernel, server: Arc<CniServer>) {
+    fn serve_health(&self, health: Arc<ProxyHealth>, kernel: &Kernel, server: Arc<CniServer>) {
         if let Some(address) = self.config.health_address {
             let (status, metrics, kernel) = (self.status.subscribe(), Arc::clone(&self.metrics), kernel.clone());
-            tokio::spawn(health::serve(address, health::Served { status, metrics, kernel, server }));
+            tokio::spawn(health::serve(address, health::Served { status, health, metrics, kernel, server }));
         }
     }
 

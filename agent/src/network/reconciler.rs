@@ -27,7 +27,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use leme_datapath::{Change, NodePorts, ObjectKey, Snapshot};
+use leme_datapath::{Change, ObjectKey, Snapshot};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, watch},
@@ -35,7 +35,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Kernel, metrics::Metrics};
+use super::{Config, Kernel, metrics::Metrics, proxy_health::ProxyHealth, service_health::ServiceHealth};
 use crate::memory;
 
 /// The safety net: everything is compared again.
@@ -90,19 +90,23 @@ pub struct Reconciler {
     metrics: Arc<Metrics>,
     /// Woken when a backend may have left connected UDP sockets behind.
     deserted: Arc<Notify>,
+    health: Arc<ProxyHealth>,
+    checks: ServiceHealth,
 }
 
 impl Reconciler {
     /// Starts the watches; nothing happens until the result is polled.
-    pub fn watch(node: &str, node_ports: NodePorts, client: Client, metrics: Arc<Metrics>) -> Self {
+    pub fn watch(config: &Config, client: Client, metrics: Arc<Metrics>) -> Self {
+        let (node, node_ports) = (&config.node_name, &config.node_ports);
+        let health = Arc::<ProxyHealth>::default();
         let services = stream(client.clone(), Some(OURS), Seen::Service);
         let slices = stream(client.clone(), Some(OURS), Seen::Slice);
         let nodes = stream(client, None, Seen::Node);
         let events = futures::stream::select_all([services, slices, nodes]);
         Self {
-            node: node.to_owned(),
+            node: node.clone(),
             events: events.ready_chunks(BATCH).boxed(),
-            snapshot: Snapshot::new(node).with_node_ports(node_ports),
+            snapshot: Snapshot::new(node).with_node_ports(node_ports.clone()),
             changes: BTreeSet::new(),
             offers: Vec::new(),
             delays: Delays::start(),
@@ -112,11 +116,17 @@ impl Reconciler {
             pod_cidrs: Vec::new(),
             metrics,
             deserted: Arc::default(),
+            checks: ServiceHealth::new(node_ports, config.node_ip.into(), health.clone()),
+            health,
         }
     }
 
     pub fn deserted(&self) -> Arc<Notify> {
         Arc::clone(&self.deserted)
+    }
+
+    pub fn health(&self) -> Arc<ProxyHealth> {
+        Arc::clone(&self.health)
     }
 
     /// Waits until the API server says which pod CIDRs the node has. Cancel safe.
@@ -166,9 +176,9 @@ impl Reconciler {
         let applied = kernel.with(move |datapath| {
             let result =
                 if whole { datapath.reconcile_all(&snapshot) } else { datapath.reconcile(&snapshot, &changes) };
-            (snapshot, result)
+            (snapshot, changes, result)
         });
-        let (snapshot, result) = applied.await;
+        let (snapshot, changes, result) = applied.await;
         self.snapshot = snapshot;
         match result {
             Ok(report) => {
@@ -179,6 +189,7 @@ impl Reconciler {
                 self.metrics.synced(report, started.elapsed());
                 self.metrics.known(self.services.known.len());
                 self.delays.tell(&self.metrics);
+                self.report_health(whole, &changes);
                 pace.succeeded();
                 if whole {
                     memory::give_back();
@@ -192,6 +203,20 @@ impl Reconciler {
                 pace.failed();
             }
         }
+    }
+
+    /// Load balancers hear of endpoints when the kernel knows them.
+    fn report_health(&mut self, whole: bool, changes: &BTreeSet<Change>) {
+        if whole {
+            self.checks.set_all(self.snapshot.health_checks().collect());
+        } else {
+            let services = changes.iter().filter_map(|change| match change {
+                Change::Service(key) => Some(key),
+                Change::Nodes => None,
+            });
+            services.for_each(|key| self.checks.set(key, self.snapshot.health_check(key)));
+        }
+        self.health.updated();
     }
 
     fn is_synced(&self) -> bool {
@@ -210,6 +235,9 @@ impl Reconciler {
         let (known, first_list) = (self.changes.len(), !self.is_synced());
         let triggered = if let Seen::Slice(Event::Apply(slice)) = &seen { trigger_time(slice) } else { None };
         self.note(seen);
+        if !self.changes.is_empty() {
+            self.health.queued();
+        }
         // A first list is no change; it is a start.
         if self.changes.len() > known && !first_list {
             self.delays.changed(triggered);
@@ -240,6 +268,9 @@ impl Reconciler {
                     self.changes.extend(self.snapshot.upsert_node(&node));
                 }
                 Step::Delete(gone) => {
+                    if gone.iter().any(|key| key.name == self.node) {
+                        self.health.observe(None);
+                    }
                     self.changes.extend(gone.iter().filter_map(|key| self.snapshot.delete_node(&key.name)))
                 }
             },
@@ -250,6 +281,7 @@ impl Reconciler {
         if node.metadata.name.as_ref() != Some(&self.node) {
             return;
         }
+        self.health.observe(Some(node));
         let listed = node.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
         let mut pod_cidrs: Vec<Ipv4Network> = listed.filter_map(|cidr| cidr.parse().ok()).collect();
         pod_cidrs.dedup();
