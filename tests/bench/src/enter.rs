@@ -1,19 +1,48 @@
-//! Into a pod: its network and its cgroup, where the socket programs see the process as one of the pod's.
+//! Into a pod, or a node made for measuring: its network and its cgroup, where the socket programs see the process as
+//! one of that node's.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use nix::sched::{CloneFlags, setns};
 
-/// Moves this process, which must have one thread, into the pod of another process.
-pub(crate) fn pod_of(pid: u32) -> Result<()> {
+/// Where a process that sends or answers load is to be.
+#[derive(Args)]
+pub(crate) struct Place {
+    /// In the pod of this process
+    #[arg(long, conflicts_with_all = ["net", "cgroup"], required_unless_present = "net")]
+    pod_of: Option<u32>,
+    /// In this network namespace
+    #[arg(long, requires = "cgroup")]
+    net: Option<PathBuf>,
+    /// In this cgroup
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    /// Moves this process, which must have one thread.
+    pub(crate) fn enter(&self) -> Result<()> {
+        match (self.pod_of, &self.net, &self.cgroup) {
+            (Some(pid), _, _) => pod_of(pid),
+            (None, Some(net), Some(cgroup)) => into(net, cgroup),
+            _ => anyhow::bail!("neither a pod nor a namespace with a cgroup"),
+        }
+    }
+}
+
+fn pod_of(pid: u32) -> Result<()> {
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).context("the pod's process is gone")?;
     let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup v2 hierarchy")?;
-    let folder = unified()?.join(cgroup);
-    fs::write(folder.join("cgroup.procs"), "0").with_context(|| format!("cannot join {}", folder.display()))?;
-    let net = File::open(format!("/proc/{pid}/ns/net"))?;
-    setns(net, CloneFlags::CLONE_NEWNET).context("cannot enter the pod's network")
+    into(Path::new(&format!("/proc/{pid}/ns/net")), &unified()?.join(cgroup))
+}
+
+fn into(net: &Path, cgroup: &Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("cannot join {}", cgroup.display()))?;
+    let net = File::open(net).with_context(|| format!("no network namespace {}", net.display()))?;
+    setns(net, CloneFlags::CLONE_NEWNET).context("cannot enter the network")
 }
 
 /// A process of a pod, found by the pod's cgroup.
@@ -24,7 +53,8 @@ pub(crate) fn process_of(uid: &str) -> Result<u32> {
     processes.with_context(|| format!("no process in {}", folder.display()))
 }
 
-fn unified() -> Result<PathBuf> {
+/// Where cgroup v2 is mounted.
+pub(crate) fn unified() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|it| it.get(2) == Some(&"cgroup2"));
     Ok(mount.context("no cgroup v2 hierarchy is mounted")?[1].into())

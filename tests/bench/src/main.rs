@@ -1,13 +1,14 @@
 //! `leme-bench`: the measuring part of `cargo xtask bench`, which starts it and makes rows of what it prints.
 //!
 //! Each verb measures one thing from outside, as a client of the API, of containerd or of a socket, and prints one
-//! JSON line per measurement (`measurement`). It never imports the product.
+//! JSON line per measurement. Of the product it imports one crate, the datapath, and only for `net`.
 
+mod agent;
 mod api;
 mod cri;
 mod enter;
 mod load;
-mod measurement;
+mod net;
 mod pods;
 mod ready;
 mod serve;
@@ -30,6 +31,12 @@ enum Verb {
     Load(load::Options),
     /// Answer `load`, inside a pod
     Serve(serve::Options),
+    /// The datapath beside rules of iptables and nftables and a plain bridge, in namespaces of its own
+    Net(net::Options),
+    /// A node's agent with many Services: memory and processor time
+    Agent(agent::Options),
+    /// Load what standard input says, inside a node of `net`
+    Client(net::worker::Options),
 }
 
 fn main() -> Result<()> {
@@ -41,6 +48,9 @@ fn main() -> Result<()> {
         Verb::Services(options) => wait(services::run(options)),
         Verb::Load(options) => load::run(&options),
         Verb::Serve(options) => serve::run(&options),
+        Verb::Agent(options) => wait(agent::run(options)),
+        Verb::Net(options) => net::run(&options),
+        Verb::Client(options) => net::worker::run(&options),
     }
 }
 

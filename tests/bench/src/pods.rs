@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
 
 use crate::api::{LABEL, client, is_running, pod, running};
 use crate::cri::Floor;
-use crate::measurement::{Baseline, Measurement};
+use leme_measure::Measurement;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -65,12 +65,10 @@ fn report(times: &[Times], floors: &[Duration]) -> Result<()> {
     let millis = |durations: Vec<Duration>| durations.iter().map(|it| it.as_secs_f64() * 1000.0).collect::<Vec<_>>();
     let floors = millis(floors.to_vec());
     let of = |part: fn(&Times) -> Duration| millis(times.iter().map(part).collect());
-    let row =
-        |metric, samples, baseline| Measurement { metric, subject: "leme", unit: "ms", samples, baseline }.print();
-    let baseline = Baseline { name: "CRI calls alone", samples: floors };
-    row("pod: create to Running", of(|times| times.running), Some(baseline))?;
-    row("pod: create to answered", of(|times| times.created), None)?;
-    row("pod: create to scheduled", of(|times| times.scheduled), None)
+    let row = |metric, samples| Measurement::new(metric, "leme", "ms", samples);
+    row("pod: create to Running", of(|times| times.running)).against("CRI calls alone", floors).print()?;
+    row("pod: create to answered", of(|times| times.created)).print()?;
+    row("pod: create to scheduled", of(|times| times.scheduled)).print()
 }
 
 /// The image is pulled and everything has run once.

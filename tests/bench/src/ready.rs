@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use kube::Client;
-
-use crate::measurement::Measurement;
+use leme_measure::Measurement;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -33,7 +32,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         again.push(measure(&options.bin, &data).await?);
     }
     for (subject, samples) in [("leme, first start", first), ("leme, restart", again)] {
-        Measurement { metric: "server: exec to ready", subject, unit: "s", samples, baseline: None }.print()?;
+        Measurement::new("server: exec to ready", subject, "s", samples).print()?;
     }
     Ok(())
 }

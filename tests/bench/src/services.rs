@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
@@ -14,8 +14,7 @@ use serde_json::json;
 
 use crate::api::{address, client, pod, running};
 use crate::enter;
-use crate::load::Kind;
-use crate::measurement::{Baseline, Measurement};
+use leme_measure::{Figure, Kind, Measurement};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -51,8 +50,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let _serving = Serving(this(&server, "serve")?.args(["--port", &PORT.to_string()]).spawn()?);
     for (name, place) in [("bench-near", "same node"), ("bench-far", "other node")] {
         let pod = running(&pods, name).await?;
-        for kind in Kind::value_variants() {
-            measure(&options, *kind, &pod, place, service, endpoint)?;
+        for kind in [Kind::Connections, Kind::Requests, Kind::Throughput] {
+            measure(&options, kind, &pod, place, service, endpoint)?;
         }
     }
     for (name, _) in placed {
@@ -82,20 +81,17 @@ fn measure(
     service: SocketAddr,
     endpoint: SocketAddr,
 ) -> Result<()> {
-    let name = kind.to_possible_value().expect("no kind is hidden");
-    let (metric, unit, scale) = match kind {
-        Kind::Connections => ("ClusterIP: new connections", "1/s", 1.0),
-        Kind::Requests => ("ClusterIP: requests", "1/s", 1.0),
-        Kind::Throughput => ("ClusterIP: throughput", "Gbit/s", 8e-9),
-    };
+    let Figure { metric, unit, .. } = kind.figures()[0];
+    // `load` prints what arrived per second: bytes of streams.
+    let scale = if kind == Kind::Throughput { 8e-9 } else { 1.0 };
     let mut load = this(pod, "load")?;
-    load.args(["--kind", name.get_name(), &service.to_string(), &endpoint.to_string()]);
+    load.args(["--kind", kind.name(), &service.to_string(), &endpoint.to_string()]);
     load.args(["--pairs", &options.pairs.to_string(), "--millis", &options.millis.to_string()]);
     let output = load.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "the load on {service} failed");
     let (samples, direct) = pairs(&String::from_utf8(output.stdout)?, scale)?;
-    let baseline = Some(Baseline { name: "pod's own address", samples: direct });
-    Measurement { metric, subject: &format!("leme, {place}"), unit, samples, baseline }.print()
+    let row = Measurement::new(format!("ClusterIP: {metric}"), format!("leme, {place}"), unit, samples);
+    row.against("pod's own address", direct).print()
 }
 
 fn pairs(text: &str, scale: f64) -> Result<(Vec<f64>, Vec<f64>)> {

@@ -71,6 +71,11 @@ impl Cluster {
         memory::pid(&self.node_folder(1).join("pids/server.pid"))
     }
 
+    /// A node's agent.
+    pub(crate) fn agent(&self, index: u8) -> Result<u32> {
+        memory::pid(&self.node_folder(index).join("pids/agent.pid"))
+    }
+
     /// One process of each node, by its pid file in the node's directory.
     pub(crate) fn on_each_node(&self, pid_file: &str) -> Result<Vec<u32>> {
         (1..=NODES).map(|index| memory::pid(&self.node_folder(index).join(pid_file))).collect()

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::measurement::Measurement;
+use leme_measure::Measurement;
 
 /// The process that a pid file names.
 pub(crate) fn pid(file: &Path) -> Result<u32> {

@@ -2,20 +2,20 @@
 //!
 //! Loads are short and bounded; the machine should have nothing else to do, and its load is told with the figures.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
+use leme_measure::machine::Machine;
+use leme_measure::{Measurement, Row, measurement, row};
 
 use super::cluster::Cluster;
-use super::measurement::{self, Measurement};
 use super::memory;
-use super::row::{self, Row};
-use crate::step::{self, cargo, command, output, require_root, say};
-use crate::{build, images, place, registry, setup};
+use super::programs::{self, Programs};
+use crate::step::{command, output, require_root, say};
+use crate::{images, registry, setup};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -39,50 +39,12 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(crate) fn run(options: &Options) -> Result<()> {
     require_root("measuring a local cluster")?;
     setup::run()?;
-    let (leme, tool) = programs(options.bin.as_deref())?;
+    let Programs { leme, tool } = Programs::find(options.bin.as_deref())?;
     images::push_all(registry::start()?)?;
-    describe(options.bin.as_deref());
+    println!("{}, {}\n", programs::subject(options.bin.as_deref()), Machine::here());
     let rows: Vec<_> = measure(&leme, &tool, options)?.into_iter().filter_map(Row::of).collect();
     println!("{}", row::table(&rows));
     options.json.as_deref().map_or(Ok(()), |path| row::write_json(&rows, path))
-}
-
-/// `leme`, and the measuring program as released too: what it costs itself is part of every figure.
-fn programs(bin: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
-    let leme = match bin {
-        Some(leme) => fs::canonicalize(leme).with_context(|| format!("no {}", leme.display()))?,
-        None => build::build(&build::Options { release: true })?.leme,
-    };
-    let beside = leme.with_file_name("leme-bench");
-    if bin.is_some() && beside.exists() {
-        return Ok((leme, beside));
-    }
-    say("Building leme-bench");
-    let mut build = cargo();
-    build.args(["build", "--release", "-p", "leme-bench"]);
-    // Chosen together, all have the dependencies' features in common: nothing is compiled twice.
-    build.args(if bin.is_none() { &["-p", "leme", "-p", "leme-cni"][..] } else { &[] });
-    step::run(&mut build)?;
-    Ok((leme, place::target().join("release/leme-bench")))
-}
-
-/// Figures without their machine say nothing.
-fn describe(bin: Option<&Path>) {
-    let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let cpuinfo = line("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).unwrap_or_default();
-    let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    let (kernel, load) = (line("/proc/sys/kernel/osrelease"), line("/proc/loadavg"));
-    let commit = || output(command("git").current_dir(place::workspace()).args(["describe", "--always", "--dirty"]));
-    let subject = match bin {
-        Some(bin) => bin.display().to_string(),
-        None => format!("commit {}", commit().unwrap_or_default().trim()),
-    };
-    println!(
-        "{subject}, {processors} × {}, Linux {kernel}, load before {}\n",
-        model.1,
-        load.split(' ').next().unwrap_or_default()
-    );
 }
 
 fn measure(leme: &Path, tool: &Path, options: &Options) -> Result<Vec<Measurement>> {
