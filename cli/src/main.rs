@@ -2,6 +2,7 @@
 //! node and the datapath, and what it adds of its own are local clusters (`cluster`).
 
 mod agent;
+mod bench;
 mod bpf;
 mod cluster;
 mod dns;
@@ -54,6 +55,8 @@ enum Command {
     Dns(dns::Options),
     /// Show the tables of a node's datapath as the kernel holds them
     Bpf(bpf::Options),
+    /// Measure the network of a cluster, whoever's it is
+    Bench(bench::Options),
     /// Print a completion script
     #[command(after_help = "Examples:
   leme completion bash > /etc/bash_completion.d/leme
@@ -90,6 +93,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Agent(options) => serve_small(|shutdown| agent::run(options, shutdown)),
         Command::Dns(options) => serve_small(|shutdown| dns::run(options, shutdown)),
         Command::Bpf(options) => bpf::run(&options).map(done),
+        Command::Bench(options) => bench::run(options),
         Command::Supervise(options) => cluster::supervisor::run(&options).map(done),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "leme", &mut std::io::stdout());

@@ -57,6 +57,11 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// Into every node.
+pub(crate) async fn load_all(cluster: &Cluster, archive: &Path) -> Result<()> {
+    try_join_all(cluster.nodes.iter().map(|node| load(cluster, node, archive))).await.map(drop)
+}
+
 async fn load(cluster: &Cluster, node: &Node, archive: &Path) -> Result<()> {
     let ctr = containerd::find("ctr").context("ctr is not on PATH; it comes with containerd")?;
     let socket = cluster.node_dir(node).join("run/containerd/containerd.sock");

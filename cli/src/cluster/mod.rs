@@ -116,6 +116,25 @@ fn valid_name(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
+/// Where local clusters are kept, for commands that are about any cluster and know ours.
+#[derive(Args)]
+pub(crate) struct StateDir {
+    /// Where local clusters are kept
+    #[arg(long, default_value = "/var/lib/leme/clusters", env = "LEME_STATE_DIR")]
+    state_dir: PathBuf,
+}
+
+impl StateDir {
+    /// The local cluster behind a kubeconfig context, for those who may look.
+    pub(crate) fn cluster_of(&self, context: &str) -> Result<Option<Cluster>> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        let name = context.strip_prefix("leme-").unwrap_or(context);
+        Ok(Cluster::load(&self.state_dir.join(name))?.filter(|cluster| cluster.context() == context))
+    }
+}
+
 /// A local cluster as it was made: written before anything else, so that whatever exists can be found and removed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cluster {

@@ -45,8 +45,8 @@ pub(crate) struct Options {
     /// Of one burst
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=2_000))]
     millis: u64,
-    /// Services, and endpoints of each, for the times of programming
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(3..=50_000))]
+    /// Services whose programming is timed, with ten endpoints each
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(4..=50_000))]
     programmed: u32,
 }
 
