@@ -19,7 +19,7 @@ pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 #[derive(Debug, PartialEq)]
 pub enum Call {
     Version,
-    Ask { socket: String, request: Request },
+    Ask { socket: String, request: Box<Request> },
 }
 
 /// Fields that only one command needs stay undecoded for the others: nothing in them may stand in the way of a DEL.
@@ -100,7 +100,7 @@ pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Call,
         Command::Gc => request.valid = attachments(conf.valid.or(conf.attachments))?,
         Command::Del | Command::Status => {}
     }
-    Ok(Call::Ask { socket: conf.socket, request })
+    Ok(Call::Ask { socket: conf.socket, request: Box::new(request) })
 }
 
 /// None is VERSION.

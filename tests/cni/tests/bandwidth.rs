@@ -1,4 +1,5 @@
 //! The `bandwidth` capability, felt by real connections.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{
     io::{Read as _, Write as _},

@@ -1,4 +1,5 @@
 //! `kill -9` at every step of every request: whatever was done by then, DEL, ADD again and the next agent end clean.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{
     fs::{self, FileTimes},

@@ -1,4 +1,5 @@
 //! The specification, version by version and verb by verb, and what CHECK and STATUS notice.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::fs;
 

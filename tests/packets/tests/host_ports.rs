@@ -1,4 +1,5 @@
 //! Ports of the node that lead to one of its pods.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_datapath::{HostPort, Protocol};
 use leme_tests_packets::{

@@ -1,4 +1,5 @@
 //! Rates of pods, at the hooks that keep them. One byte per second: whatever the clock says, the second packet is too many.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_datapath::{Limits, Rate};
 use leme_tests_packets::{
