@@ -1,4 +1,5 @@
 //! The real binary against a fake agent on a socket.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::{
     io::{Read, Write},
