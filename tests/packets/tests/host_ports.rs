@@ -24,8 +24,8 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn both() -> [HostPort; 2] {
-    [Protocol::Tcp, Protocol::Udp].map(|protocol| port(None, protocol))
+fn all() -> [HostPort; 3] {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| port(None, protocol))
 }
 
 fn row(name: &'static str, program: &'static str, device: &'static str, packet: Frame, leaves: Frame) -> Row {
@@ -46,7 +46,7 @@ fn table(node: &Node) -> Vec<(String, String)> {
 #[test]
 fn outside_clients_reach_the_pod_with_their_own_address() {
     in_namespace(Vec::new(), |node| {
-        node.datapath.set_host_ports(ip(POD), &both()).unwrap();
+        node.datapath.set_host_ports(ip(POD), &all()).unwrap();
         check(
             node,
             &[
@@ -72,6 +72,13 @@ fn outside_clients_reach_the_pod_with_their_own_address() {
                     Frame::udp("198.51.100.2:5000", "10.244.1.2:80"),
                 ),
                 row(
+                    "in over SCTP",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::sctp("198.51.100.2:5000", "10.89.0.11:8081", 1),
+                    Frame::sctp("198.51.100.2:5000", "10.244.1.2:80", 1),
+                ),
+                row(
                     "a pod of another node, whose node masquerades it",
                     "nic_ingress",
                     "eth0",
@@ -89,7 +96,7 @@ fn outside_clients_reach_the_pod_with_their_own_address() {
 #[test]
 fn pods_reach_it_at_their_own_node_and_are_masqueraded_towards_others() {
     in_namespace(Vec::new(), |node| {
-        node.datapath.set_host_ports(ip(POD), &both()).unwrap();
+        node.datapath.set_host_ports(ip(POD), &all()).unwrap();
         let (verdict, out) = node.run("from_pod", "pod3", &Frame::tcp("10.244.1.3:40000", "10.89.0.11:8081", SYN));
         assert_eq!((verdict, out.facts().dst.to_string()), (Verdict::Redirect, "10.244.1.2:80".into()));
         assert_eq!(out.facts().src.ip().to_string(), "10.244.1.3");
@@ -149,9 +156,9 @@ fn datagrams_of_the_node_are_answered_from_the_port_they_named() {
 fn it_is_listed_and_goes_with_the_pod() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.3", "a")]), |node| {
         let before = table(node);
-        node.datapath.set_host_ports(ip(POD), &both()).unwrap();
+        node.datapath.set_host_ports(ip(POD), &all()).unwrap();
         let shown = table(node);
-        for frontend in ["*:8081/TCP", "*:8081/UDP"] {
+        for frontend in ["*:8081/TCP", "*:8081/UDP", "*:8081/SCTP"] {
             assert!(shown.contains(&(frontend.into(), "10.244.1.2:80".into())), "{shown:?}");
         }
         node.datapath.remove_endpoint(ip(POD)).unwrap();
@@ -193,13 +200,13 @@ fn another_pod_takes_a_port_over_and_the_first_ones_end_does_not_take_it_away() 
 #[test]
 fn reconciling_the_cluster_leaves_it_alone_also_after_a_restart() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.3", "a")]), |node| {
-        node.datapath.set_host_ports(ip(POD), &both()).unwrap();
+        node.datapath.set_host_ports(ip(POD), &all()).unwrap();
         let before = table(node);
         node.datapath.reconcile_all(&node.snapshot).unwrap();
         assert_eq!(table(node), before);
         node.restart();
         assert_eq!(table(node), before, "served while nobody has claimed it yet");
-        node.datapath.set_host_ports(ip(POD), &both()).unwrap();
+        node.datapath.set_host_ports(ip(POD), &all()).unwrap();
         assert_eq!(node.datapath.reconcile_all(&node.snapshot).unwrap().operations, 0);
         assert_eq!(table(node), before);
         // Its pod went while no agent was there.
