@@ -23,7 +23,8 @@ use std::{
 /// Dots are not allowed in names of pins.
 const ASIDE: &str = "-old";
 /// Tables that hold what a complete list says, and that no packet can do without.
-const LISTED: [&str; 7] = ["frontends", "services", "slots", "backends", "source_ranges", "routes", "node_addresses"];
+const LISTED: [&str; 8] =
+    ["frontends", "services", "slots", "backends", "source_ranges", "members", "routes", "node_addresses"];
 /// So few that their copy takes no time worth another round.
 const FEW: usize = 64;
 const ROUNDS: usize = 5;
