@@ -11,16 +11,26 @@ use super::world::CLUSTER_RANGE;
 
 pub(crate) const TOOL: &str = "nft";
 
-pub(crate) fn load(net: &Namespace, rules: &str) -> Result<()> {
-    net.run(TOOL, &["-f", "-"], rules)
+/// Services per transaction. kube-proxy writes all in one, where the kernel walks the whole transaction for each
+/// Service's anonymous map: ten thousand Services with ten endpoints hold a processor for minutes, and the machine with it.
+pub(crate) const BATCH: usize = 1_000;
+
+/// Transaction by transaction.
+pub(crate) fn load(net: &Namespace, transactions: &[String]) -> Result<()> {
+    transactions.iter().try_for_each(|rules| net.run(TOOL, &["-f", "-"], rules))
 }
 
 /// The table, whole. `nodes` are the addresses on which NodePorts answer.
-pub(crate) fn rules(services: &[Service], nodes: &[std::net::Ipv4Addr]) -> String {
-    let mut text = format!("{BASE}add rule ip kube-proxy services {NODE_PORT_RULE}\n");
+pub(crate) fn rules(services: &[Service], nodes: &[std::net::Ipv4Addr]) -> Vec<String> {
+    let mut base = format!("{BASE}add rule ip kube-proxy services {NODE_PORT_RULE}\n");
     for address in nodes {
-        let _ = writeln!(text, "add element ip kube-proxy nodeport-ips {{ {address} }}");
+        let _ = writeln!(base, "add element ip kube-proxy nodeport-ips {{ {address} }}");
     }
+    std::iter::once(base).chain(services.chunks(BATCH).map(transaction)).collect()
+}
+
+fn transaction(services: &[Service]) -> String {
+    let mut text = String::new();
     for service in services {
         let _ = writeln!(text, "add element ip kube-proxy cluster-ips {{ {} }}", service.address);
         for port in &service.ports {
@@ -151,7 +161,7 @@ mod tests {
     #[test]
     fn every_chain_that_is_gone_to_exists_before() {
         let mut known = BTreeSet::new();
-        for line in rules(&services(5, 3), &[]).lines() {
+        for line in rules(&services(5, 3), &[]).concat().lines() {
             if let Some(rest) = line.strip_prefix("add chain ip kube-proxy ") {
                 known.insert(rest.split(' ').next().unwrap().to_owned());
             }

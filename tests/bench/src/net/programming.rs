@@ -14,8 +14,9 @@ use super::world::{self, NODE_ADDRESSES};
 use super::{cgroup, iptables, nftables};
 
 const ENDPOINTS: u32 = 10;
-/// Loads from nothing: the rules take seconds each.
+/// Loads from nothing, of a long and of a short measurement: the rules take many seconds each.
 const LOADS: usize = 3;
+const FEW_LOADS: usize = 1;
 /// Changes behind one sample of percentiles.
 const CHANGES: u32 = 100;
 /// Changes of rule sets: they take up to seconds each.
@@ -28,10 +29,11 @@ pub(crate) fn measure(count: u32, rounds: usize) -> Result<()> {
     let sets = RuleSets::of(&made);
     let objects = Objects::of(&made);
     let mut times = Times::default();
-    for run in 1..LOADS {
+    let loads = if rounds < 10 { FEW_LOADS } else { LOADS };
+    for run in 1..loads {
         load_all(&objects, &sets, run, &mut times)?.remove()?;
     }
-    let mut loaded = load_all(&objects, &sets, LOADS, &mut times)?;
+    let mut loaded = load_all(&objects, &sets, loads, &mut times)?;
     times.print(&title)?;
     changes(&mut loaded, &made, rounds, &title)?;
     memory(&loaded, &title)?;
@@ -39,7 +41,7 @@ pub(crate) fn measure(count: u32, rounds: usize) -> Result<()> {
 }
 
 struct RuleSets {
-    nftables: String,
+    nftables: Vec<String>,
     iptables: String,
 }
 
@@ -108,7 +110,8 @@ impl Times {
     fn print(&self, title: &str) -> Result<()> {
         let metric = format!("programming {title} from nothing");
         let row = || Measurement::new(metric.as_str(), "leme", "s", self.leme.clone());
-        row().against("nft alone", self.nftables.clone()).print()?;
+        let in_parts = format!("nft alone, {} at a time", leme_measure::row::count_of(nftables::BATCH as u32));
+        row().against(in_parts, self.nftables.clone()).print()?;
         row().against("iptables-legacy-restore alone", self.iptables.clone()).print()?;
         Measurement::new("opening the datapath", "leme", "s", self.open.clone()).print()
     }
@@ -132,7 +135,7 @@ fn changes(loaded: &mut Loaded, made: &[Service], rounds: usize, title: &str) ->
     let (mut nftables, mut iptables) = (Vec::new(), Vec::new());
     for round in 0..RULE_CHANGES {
         let service = picked(made, round as u32);
-        nftables.push(1e3 * timed(|| nftables::load(&loaded.nftables, &nftables::chains_of(&service)))?);
+        nftables.push(1e3 * timed(|| nftables::load(&loaded.nftables, &[nftables::chains_of(&service)]))?);
         iptables.push(1e3 * timed(|| iptables::change(&loaded.iptables, &iptables::chains_of(&service)))?);
     }
     let metric = format!("one change, {title} loaded");
