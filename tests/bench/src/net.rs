@@ -129,11 +129,16 @@ fn worlds(counts: &[u32]) -> Result<Vec<World>> {
     Ok(worlds)
 }
 
-/// A second run at the same time would measure the first.
+/// A second run at the same time would measure the first: it waits.
 fn only_one() -> Result<Flock<File>> {
     let path = std::env::temp_dir().join("leme-bench.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| anyhow::anyhow!("another measurement is under way"))
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err((file, _)) => file,
+    };
+    eprintln!("  waiting for another measurement to end");
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context("cannot wait for it")
 }
 
 /// A mount namespace with a BPF file system of its own: pins go with the process.

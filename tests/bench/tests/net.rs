@@ -3,16 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 #[test]
 fn every_path_answers_in_every_world_and_nothing_stays() {
     let mut net = Command::new(env!("CARGO_BIN_EXE_leme-bench"));
     net.args(["net", "--services", "1,4", "--rounds", "1", "--millis", "10", "--programmed", "5"]);
-    let output = net.output().unwrap();
+    let child = net.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = child.id().to_string();
+    let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let measured = leme_measure::measurement::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
-    assert!(measured.iter().flat_map(|it| &it.samples).all(|sample| *sample > 0.0));
+    for it in &measured {
+        assert!(it.samples.iter().all(|sample| *sample > 0.0), "{it:?}");
+    }
     let paths = measured.iter().filter_map(|it| it.metric.split_once(": requests")).map(|it| it.0);
     assert_eq!(paths.collect::<BTreeSet<_>>().len(), 4);
     let subjects: BTreeSet<_> =
@@ -20,7 +24,7 @@ fn every_path_answers_in_every_world_and_nothing_stays() {
     assert!(subjects.is_superset(&BTreeSet::from(["leme", "nftables rules", "iptables rules"])), "{subjects:?}");
     assert!(measured.iter().any(|it| it.metric.starts_with("connect4")));
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        assert!(!Path::new(root).join("leme-bench").exists());
+        assert!(!Path::new(root).join("leme-bench").join(&run).exists());
     }
     assert!(!Path::new("/sys/fs/bpf/leme-bench").exists());
 }

@@ -1,4 +1,4 @@
-//! Cgroups of the nodes made for measuring, all below one directory: what a killed run has left is found there.
+//! Cgroups of the nodes made for measuring, below one directory per run: what a killed run has left is found there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn all() -> Result<PathBuf> {
 }
 
 pub(crate) fn create(name: &str) -> Result<PathBuf> {
-    let folder = all()?.join(name);
+    let folder = all()?.join(std::process::id().to_string()).join(name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
 }
