@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn bad_input_gets_the_code_of_the_specification() {
-        let rows: &[(&[(&str, &str)], &str, u32)] = &[
+        type Variables<'a> = &'a [(&'a str, &'a str)];
+        let rows: &[(Variables<'_>, &str, u32)] = &[
             (&[], CONF, code::INVALID_ENVIRONMENT),
             (&with("CNI_COMMAND", "NOPE"), CONF, code::INVALID_ENVIRONMENT),
             (&with("CNI_CONTAINERID", ""), CONF, code::INVALID_ENVIRONMENT),

@@ -27,6 +27,10 @@ use crate::{
 /// Objects per page of a list: what is in memory at once in its full size.
 const PAGE: u32 = 250;
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "looked at and dropped at once; a box would cost an allocation per event"
+)]
 enum Seen {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),
