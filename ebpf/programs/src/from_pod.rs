@@ -8,7 +8,9 @@ use crate::{
 use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
 use leme_abi::{Direction, DropReason};
 
+/// Into its entry point: kernels before 6.12 have 512 bytes of stack for all frames together.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
     if !is_ipv4(&ctx) {
         count(DropReason::NotIp, Direction::Egress, ctx.len());

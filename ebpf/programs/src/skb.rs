@@ -90,9 +90,15 @@ fn replace_sctp_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Edit {
     let checksum: u32 = Skb(ctx).load(at).ok_or(DropReason::Malformed)?;
     let word = |sport: u16, dport: u16| u32::from(sport) | u32::from(dport) << 16;
     let (old, new) = (word(from.sport.0, from.dport.0), word(to.sport.0, to.dport.0));
-    let checksum = replace_ports(checksum.to_le(), old.to_le(), new.to_le(), packet.sctp_length).to_le();
+    let checksum = sctp_checksum(checksum.to_le(), old.to_le(), new.to_le(), packet.sctp_length).to_le();
     done(ctx.store(at as usize, &checksum, 0))?;
     done(ctx.store(packet.l4 as usize, &new, 0))
+}
+
+/// A function of its own: its many words would take the programs' stack.
+#[inline(never)]
+fn sctp_checksum(checksum: u32, old: u32, new: u32, length: u16) -> u32 {
+    replace_ports(checksum, old, new, length)
 }
 
 /// Offset and flags of the transport checksum, where there is one to keep.

@@ -14,6 +14,8 @@ use crate::{Cluster, Place};
 pub struct Hammer {
     child: Child,
     what: String,
+    /// Fewer requests than this mean nothing.
+    least: u64,
 }
 
 /// How it went.
@@ -31,7 +33,9 @@ impl Hammer {
 
     /// At an address, over a single connection.
     pub fn hold(cluster: &Cluster, place: Place<'_>, target: SocketAddr) -> Result<Self> {
-        Self::spawn(cluster, place, &["hold", &target.to_string(), "/"])
+        let mut hammer = Self::spawn(cluster, place, &["hold", &target.to_string(), "/"])?;
+        hammer.least = 30;
+        Ok(hammer)
     }
 
     /// At a name, which is asked for anew for each request.
@@ -42,7 +46,7 @@ impl Hammer {
     fn spawn(cluster: &Cluster, place: Place<'_>, words: &[&str]) -> Result<Self> {
         let mut command = place.client(cluster, words)?;
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        Ok(Self { child, what: format!("{} from {place}", words.join(" ")) })
+        Ok(Self { child, least: 100, what: format!("{} from {place}", words.join(" ")) })
     }
 
     /// Ends it: what it counted.
@@ -66,9 +70,9 @@ impl Hammer {
 
     /// Ends it: there must have been enough requests to mean something, and not one failure.
     pub fn stop_without_failure(self) -> Result<()> {
-        let what = self.what.clone();
+        let (what, least) = (self.what.clone(), self.least);
         let tally = self.stop()?;
-        ensure!(tally.requests > 100, "{what}: only {} requests", tally.requests);
+        ensure!(tally.requests > least, "{what}: only {} requests", tally.requests);
         if !tally.failures.is_empty() {
             let shown = tally.failures.iter().take(10).cloned().collect::<Vec<_>>().join("\n  ");
             bail!("{what}: {} of {} requests failed:\n  {shown}", tally.failures.len(), tally.requests);
