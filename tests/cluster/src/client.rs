@@ -1,11 +1,11 @@
-//! The test binary as a client: `client [--enter PID] get|hammer|hold …`, run in nodes and pods by `Place`.
+//! The test binary as a client: `client [--enter PID] get|knock|hammer|hold …`, run in nodes and pods by `Place`.
 //!
 //! One connection per request, or one for all of them (`hold`), and never a second attempt: what fails is reported as
 //! failed.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::command;
-use crate::{Cluster, Place};
+use crate::wait::eventually;
+use crate::{Cluster, Place, command};
 
 /// Long enough for a busy machine, too short for a lost packet's second chance to go unseen.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +48,35 @@ pub fn ask_once(cluster: &Cluster, place: Place<'_>, target: SocketAddr, path: &
     answers.into_keys().next().context("no answer")
 }
 
+/// What comes of one attempt to reach a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Knock {
+    Answered(String),
+    /// By a reset or an ICMP error: the client need not wait.
+    Refused,
+    /// Nothing came, for a moment that is long for a network.
+    Silence,
+}
+
+/// One request over TCP, or one datagram, whatever comes of it.
+pub fn knock(cluster: &Cluster, place: Place<'_>, protocol: &str, target: SocketAddr) -> Result<Knock> {
+    let mut command = place.client(cluster, &["knock", protocol, &target.to_string()])?;
+    let text = command::output(&mut command, Duration::from_secs(20))
+        .with_context(|| format!("from {place} to {target}/{protocol}"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Waits until connections from the machine are refused, not lost.
+pub fn expect_refused(target: SocketAddr) -> Result<()> {
+    eventually(Duration::from_secs(10), &format!("{target} refuses connections"), || {
+        match TcpStream::connect_timeout(&target, Duration::from_secs(2)) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            Err(error) => Err(error).context("not refused but"),
+            Ok(_) => bail!("it is open"),
+        }
+    })
+}
+
 /// Runs as a client, if that is what the arguments say. The exit code.
 pub fn main(arguments: &[String]) -> Option<i32> {
     let mut words: Vec<&str> = arguments.iter().map(String::as_str).skip(1).collect();
@@ -54,8 +84,10 @@ pub fn main(arguments: &[String]) -> Option<i32> {
         return None;
     }
     words.remove(0);
-    let outcome = enter_first(&mut words).and_then(|()| match words.as_slice() {
+    let said = enter_first(&mut words).and_then(|()| match words.as_slice() {
         ["get", target, path, times] => get(target, path, times),
+        ["knock", "UDP", target] => outcome(ask_by_datagram(target.parse()?)),
+        ["knock", _, target] => outcome(ask_by_stream(target.parse()?)),
         ["hammer", target, path] => hammer(&target.parse::<SocketAddr>()?.into(), path),
         ["hold", target, path] => hold(target.parse()?, path),
         ["hammer", name, port, path, "--dns", server] => {
@@ -63,7 +95,7 @@ pub fn main(arguments: &[String]) -> Option<i32> {
         }
         other => bail!("no client of {other:?}"),
     });
-    Some(match outcome {
+    Some(match said {
         Ok(value) => {
             println!("{value}");
             0
@@ -98,27 +130,72 @@ fn get(target: &str, path: &str, times: &str) -> Result<Value> {
     let target = target.parse()?;
     let mut answers: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..times.parse()? {
-        *answers.entry(request(target, path)?).or_default() += 1;
+        *answers.entry(fetch(target, path)?).or_default() += 1;
     }
     Ok(json!(answers))
 }
 
-/// One request from the machine, over one connection: the body of a 200.
+/// One request over one connection: the body of a 200.
 pub fn fetch(target: SocketAddr, path: &str) -> Result<String> {
-    request(target, path)
+    let answer = request(target, path)?;
+    ensure!(answer.status == 200, "status {}", answer.status);
+    Ok(answer.body)
 }
 
-/// One request over one connection: the body of a 200.
-fn request(target: SocketAddr, path: &str) -> Result<String> {
+/// What a web server says.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// In lower case.
+    pub head: String,
+    pub body: String,
+}
+
+/// One request from the machine, over one connection, whatever is answered.
+pub fn request(target: SocketAddr, path: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n").as_bytes()).context("send")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("receive")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer cut off")?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    ensure!(status == "200", "status {status}");
-    Ok(body.trim().to_owned())
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok(Answer { status, head: head.to_ascii_lowercase(), body: body.trim().to_owned() })
+}
+
+/// How long silence is.
+const MOMENT: Duration = Duration::from_millis(700);
+
+fn ask_by_stream(target: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&target, MOMENT)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// Connected, so that only the one that was asked may answer.
+fn ask_by_datagram(target: SocketAddr) -> std::io::Result<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(MOMENT))?;
+    socket.connect(target)?;
+    socket.send(b"who?")?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+fn outcome(outcome: std::io::Result<String>) -> Result<Value> {
+    let knock = match outcome {
+        Ok(answer) => Knock::Answered(answer),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => Knock::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Knock::Silence,
+            _ => return Err(error.into()),
+        },
+    };
+    Ok(serde_json::to_value(knock)?)
 }
 
 /// What to hammer: an address, or a name that is asked for each time.
@@ -146,7 +223,7 @@ impl Target<'_> {
 
 /// One connection per request.
 fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
-    until_told(PAUSE, || target.address().and_then(|address| request(address, path)).map(drop))
+    until_told(PAUSE, || target.address().and_then(|address| fetch(address, path)).map(drop))
 }
 
 /// One connection for all requests: once it breaks, all of them fail.

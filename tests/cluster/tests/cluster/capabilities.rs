@@ -1,13 +1,12 @@
 //! What a pod asks of its node's network through the runtime and CNI: ports of the node, and a bandwidth.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use leme_tests_cluster::client::ask_once;
+use anyhow::{Context, Result, ensure};
+use leme_tests_cluster::client::{ask_once, expect_refused};
 use leme_tests_cluster::cluster::{binary, manifest};
 use leme_tests_cluster::wait::eventually;
 use leme_tests_cluster::{Cluster, Node, Place, Pod, command, outside, tables};
@@ -94,16 +93,4 @@ fn restart_agent(cluster: &Cluster, node: &Node) -> Result<()> {
         ensure!(count.is_some_and(|line| !line.ends_with(" 0")), "not yet");
         Ok(())
     })
-}
-
-fn expect_refused(address: SocketAddr) -> Result<()> {
-    eventually(Duration::from_secs(10), &format!("{address} refuses connections"), || knock_in_vain(address))
-}
-
-fn knock_in_vain(address: SocketAddr) -> Result<()> {
-    match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(error).context("not refused but"),
-        Ok(_) => bail!("it is open"),
-    }
 }

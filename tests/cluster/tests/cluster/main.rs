@@ -74,6 +74,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         services::a_cluster_ip_answers_pods_and_nodes_from_all_replicas,
         services::a_node_port_answers_from_all_replicas_whichever_node_is_asked,
         services::a_node_without_a_replica_forwards,
+        services::load_balancers_learn_which_nodes_have_replicas,
         services::a_pod_reaches_itself_through_its_service,
         services::a_client_stays_with_one_replica_where_the_service_says_so,
         services::the_kernel_holds_what_the_endpoints_say,

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use leme_tests_cluster::client::ask;
+use anyhow::{Context, Result, ensure};
+use leme_tests_cluster::client::{ask, expect_refused, request};
+use leme_tests_cluster::cluster::manifest;
 use leme_tests_cluster::wait::eventually;
 use leme_tests_cluster::{Cluster, Place, Pod, tables};
 
@@ -91,6 +92,38 @@ pub(crate) fn a_node_without_a_replica_forwards(cluster: &Cluster) -> Result<()>
     Ok(())
 }
 
+pub(crate) fn load_balancers_learn_which_nodes_have_replicas(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.web(2)?;
+    cluster.kubectl(&["apply", "-f", &manifest("balanced.yaml")])?;
+    let spec = &cluster.get(&["service", "balanced"])?["spec"];
+    let port = |value: &serde_json::Value| value.as_u64().context("no port").and_then(|it| Ok(u16::try_from(it)?));
+    let (check, node_port) = (port(&spec["healthCheckNodePort"])?, port(&spec["ports"][0]["nodePort"])?);
+    for node in &cluster.nodes {
+        let replicas = pods.iter().filter(|pod| pod.node == node.name).count();
+        eventually(Duration::from_secs(10), &format!("{} tells its {replicas}", node.name), || {
+            tells((node.address, check).into(), replicas)
+        })?;
+        // On other nodes nobody answers, so that whoever balances tries another.
+        let target = (node.address, node_port).into();
+        let reached = TcpStream::connect_timeout(&target, Duration::from_millis(500));
+        ensure!(reached.is_ok() == (replicas > 0), "{}, with {replicas} replicas: {reached:?}", node.name);
+        let health = request((node.address, 10256).into(), "/healthz")?;
+        ensure!(health.status == 200 && health.body.contains("\"nodeEligible\": true"), "{health:?}");
+    }
+    cluster.kubectl(&["delete", "service", "balanced"])?;
+    cluster.nodes.iter().try_for_each(|node| expect_refused((node.address, check).into()))
+}
+
+/// Whether a health check says that its node has so many replicas, in upstream's words.
+fn tells(check: SocketAddr, replicas: usize) -> Result<()> {
+    let answer = request(check, "/")?;
+    let body: serde_json::Value = serde_json::from_str(&answer.body)?;
+    ensure!(answer.status == if replicas > 0 { 200 } else { 503 }, "{answer:?}");
+    ensure!(answer.head.contains(&format!("x-load-balancing-endpoint-weight: {replicas}")), "{answer:?}");
+    ensure!(body["service"]["name"] == "balanced" && body["localEndpoints"] == replicas, "{answer:?}");
+    Ok(())
+}
+
 pub(crate) fn a_pod_reaches_itself_through_its_service(cluster: &Cluster) -> Result<()> {
     let pods = cluster.web(1)?;
     let (address, port) = cluster.service("nginx")?;
@@ -151,13 +184,7 @@ pub(crate) fn deleting_closes_the_node_port_and_removes_the_pods(cluster: &Clust
     let (_, port) = cluster.service("nginx")?;
     cluster.kubectl(&["delete", "service", "nginx"])?;
     for node in &cluster.nodes {
-        eventually(Duration::from_secs(10), &format!("{} refuses connections", node.name), || {
-            match TcpStream::connect_timeout(&(node.address, port).into(), Duration::from_secs(2)) {
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
-                Err(error) => Err(error).context("not refused but"),
-                Ok(_) => bail!("it is open"),
-            }
-        })?;
+        expect_refused((node.address, port).into())?;
     }
     cluster.kubectl(&["delete", "deployment", "nginx"])?;
     cluster.wait_until_gone("pods", "app=nginx")?;
