@@ -24,11 +24,15 @@ pub struct Pod {
 impl Pod {
     /// `None` while it is not Running, Ready and here to stay.
     pub fn running(value: &Value) -> Option<Self> {
-        let status = &value["status"];
         let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-        let conditions = status["conditions"].as_array()?;
-        let here = status["phase"] == "Running" && value["metadata"]["deletionTimestamp"].is_null();
-        if !here || !conditions.iter().any(ready) {
+        let conditions = value["status"]["conditions"].as_array()?;
+        Self::started(value).filter(|_| conditions.iter().any(ready))
+    }
+
+    /// `None` while it is not Running and here to stay; it need not be Ready.
+    fn started(value: &Value) -> Option<Self> {
+        let status = &value["status"];
+        if status["phase"] != "Running" || !value["metadata"]["deletionTimestamp"].is_null() {
             return None;
         }
         let container = &status["containerStatuses"][0];
@@ -70,9 +74,18 @@ impl Cluster {
     }
 
     pub fn wait_for_pod(&self, name: &str) -> Result<Pod> {
+        self.wait_for_pod_that(name, Pod::running)
+    }
+
+    /// The same of a pod that need not be Ready.
+    pub fn wait_for_started_pod(&self, name: &str) -> Result<Pod> {
+        self.wait_for_pod_that(name, Pod::started)
+    }
+
+    fn wait_for_pod_that(&self, name: &str, is: fn(&Value) -> Option<Pod>) -> Result<Pod> {
         eventually(Duration::from_secs(90), &format!("pod {name} runs"), || {
             let value = self.get(&["pod", name])?;
-            Pod::running(&value).with_context(|| format!("it is {}", value["status"]))
+            is(&value).with_context(|| format!("it is {}", value["status"]))
         })
     }
 

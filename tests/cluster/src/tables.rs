@@ -28,11 +28,16 @@ pub fn check(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// `leme bpf …` of a node.
+pub fn rows(cluster: &Cluster, table: &str, node: &str) -> Result<Value> {
+    let mut command = std::process::Command::new(crate::cluster::binary());
+    command.args(["bpf", table, "--node", node, "-o", "json"]).env("PATH", cluster.path("bin"));
+    Ok(serde_json::from_str(&command::output(&mut command, Duration::from_secs(10))?)?)
+}
+
 /// What the kernel holds on a node.
 pub fn found(cluster: &Cluster, node: &str) -> Result<Table> {
-    let mut command = std::process::Command::new(crate::cluster::binary());
-    command.args(["bpf", "services", "--node", node, "-o", "json"]).env("PATH", cluster.path("bin"));
-    let rows: Value = serde_json::from_str(&command::output(&mut command, Duration::from_secs(10))?)?;
+    let rows = rows(cluster, "services", node)?;
     let mut table = Table::new();
     for row in rows.as_array().context("no list of services")? {
         let backends: BTreeSet<_> = strings(&row["backends"]).collect();

@@ -2,17 +2,15 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leme_tests_cluster::client::{ask_once, expect_refused};
-use leme_tests_cluster::cluster::{binary, manifest};
+use leme_tests_cluster::cluster::manifest;
 use leme_tests_cluster::wait::eventually;
-use leme_tests_cluster::{Cluster, Node, Place, Pod, command, outside, tables};
+use leme_tests_cluster::{Cluster, Node, Place, Pod, outside, tables};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 const INSIDE: u16 = 8088;
 const EVERYWHERE: u16 = 8089;
@@ -49,9 +47,7 @@ pub(crate) fn a_host_port_of_localhost_answers_there_alone(cluster: &Cluster) ->
 
 pub(crate) fn a_bandwidth_reaches_the_kernel(cluster: &Cluster) -> Result<()> {
     let pod = host_port_pod(cluster)?;
-    let mut command = Command::new(binary());
-    command.args(["bpf", "endpoints", "--node", &pod.node, "-o", "json"]).env("PATH", cluster.path("bin"));
-    let rows: Value = serde_json::from_str(&command::output(&mut command, Duration::from_secs(10))?)?;
+    let rows = tables::rows(cluster, "endpoints", &pod.node)?;
     let row = rows.as_array().into_iter().flatten().find(|row| row["addr"] == pod.address.to_string());
     let limits = &row.with_context(|| format!("no {} in {rows}", pod.address))?["limits"];
     ensure!(limits["egress"]["bytes_per_second"] == 10_000_000 / 8, "{limits}");

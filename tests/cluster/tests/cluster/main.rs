@@ -10,6 +10,7 @@ mod nodes;
 mod pods;
 mod refusals;
 mod rollout;
+mod semantics;
 mod services;
 mod streams;
 mod traces;
@@ -78,6 +79,17 @@ fn on_the_embedded_store() -> Vec<Test> {
         services::a_pod_reaches_itself_through_its_service,
         services::a_client_stays_with_one_replica_where_the_service_says_so,
         services::the_kernel_holds_what_the_endpoints_say,
+        semantics::a_port_by_name_is_whatever_each_pod_calls_so,
+        semantics::one_node_port_serves_streams_and_datagrams,
+        semantics::addresses_of_load_balancers_and_external_ones_are_the_clusters,
+        semantics::where_nobody_serves_clients_are_refused_at_once,
+        semantics::pods_that_are_not_ready_serve_whoever_wants_them_so,
+        semantics::a_service_of_another_proxy_is_left_alone_until_it_is_ours,
+        semantics::a_local_policy_keeps_traffic_on_its_node,
+        semantics::clients_are_served_nearby_where_the_service_says_so,
+        semantics::pods_in_their_nodes_network_ask_and_answer,
+        semantics::a_name_for_another_name_is_followed,
+        semantics::pods_that_end_are_spared_and_the_last_resort,
         capabilities::a_host_port_leads_to_its_pod_from_everywhere,
         capabilities::a_host_port_of_localhost_answers_there_alone,
         capabilities::a_bandwidth_reaches_the_kernel,

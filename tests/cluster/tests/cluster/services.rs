@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use leme_tests_cluster::client::{ask, expect_refused, request};
 use leme_tests_cluster::cluster::manifest;
 use leme_tests_cluster::wait::eventually;
-use leme_tests_cluster::{Cluster, Place, Pod, tables};
+use leme_tests_cluster::{Cluster, Node, Place, Pod, tables};
 
 /// Enough that each of three replicas is missed by chance once in ten thousand million times.
 const TIMES: usize = 60;
@@ -162,8 +162,23 @@ pub(crate) fn a_client_stays_with_one_replica_where_the_service_says_so(cluster:
         })?;
         let through_node: BTreeSet<_> = ask(cluster, place, node_port, "/who", TIMES / 3)?.into_keys().collect();
         ensure!(through_node == replicas, "{place}: {replicas:?} through {first}, {through_node:?} through the node");
+        is_remembered(cluster, place, node)?;
     }
     patch("None")?;
+    Ok(())
+}
+
+/// The node that was asked knows the client, and by which replica it was answered.
+fn is_remembered(cluster: &Cluster, client: Place<'_>, node: &Node) -> Result<()> {
+    let address = match client {
+        Place::Machine => cluster.gateway(),
+        Place::Node(_) => node.address,
+        Place::Pod(pod) => pod.address,
+    };
+    let rows = tables::rows(cluster, "affinity", &node.name)?;
+    let of = |row: &&serde_json::Value| row["client"] == address.to_string();
+    let row = rows.as_array().into_iter().flatten().find(of).with_context(|| format!("no {address} in {rows}"))?;
+    ensure!(row["backend"].is_string() && row["timeout_seconds"] == 10800, "{row}");
     Ok(())
 }
 
