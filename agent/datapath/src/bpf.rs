@@ -281,18 +281,20 @@ fn run_batch(command: Command, mut batch: Batch) -> Result<(), (usize, io::Error
     }
 }
 
-/// Reads the next entries of a hash after the cursor; None at the end.
+/// Reads the next entries after the cursor; false at the end. What a cursor is depends on the map: four bytes of a hash,
+/// the last key of a trie. So it has a key's room.
 pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
-    cursor: &mut Option<u32>,
+    cursor: &mut Option<K>,
     keys: &mut Vec<K>,
     values: &mut Vec<V>,
     room: usize,
 ) -> io::Result<bool> {
+    const { assert!(size_of::<K>() >= size_of::<u32>(), "a hash's cursor fits into a key") };
     keys.resize(room, K::zeroed());
     values.resize(room, V::zeroed());
     let from = *cursor;
-    let mut to = 0u32;
+    let mut to = K::zeroed();
     let mut batch = Batch {
         from: from.as_ref().map_or(0, |cursor| std::ptr::from_ref(cursor) as u64),
         to: std::ptr::from_mut(&mut to) as u64,
