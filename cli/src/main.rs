@@ -71,8 +71,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    restore_sigpipe();
-    match dispatch(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    if command.only_prints() {
+        restore_sigpipe();
+    }
+    match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{} {error:#}", output::red("error:"));
@@ -180,6 +183,13 @@ fn install_crypto() {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LEME_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
+impl Command {
+    /// What changes something, or serves, must live when somebody stops reading: from a pipe, but also from a socket.
+    fn only_prints(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Bpf(_) | Self::Kubeconfig(_) | Self::Completion { .. } | Self::Version)
+    }
 }
 
 /// `leme … | head` ends quietly, like any other tool.

@@ -1,6 +1,7 @@
 //! What people see: tables, colours (only on a terminal), JSON where asked for.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -27,6 +28,11 @@ pub(crate) fn print<T: Serialize>(
     }
     print!("{}", table(header, values.iter().map(row)));
     Ok(())
+}
+
+/// Tells what was done. It is done, whether or not somebody still reads.
+pub(crate) fn say(text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Lines of a table, without trailing blanks.

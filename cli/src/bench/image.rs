@@ -11,6 +11,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::output::say;
+
 #[derive(Args)]
 #[command(after_help = "Examples:
   leme bench image bench.tar && leme image load bench.tar            a cluster of leme's
@@ -33,7 +35,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     write(&options.file)?;
-    println!("{} holds {NAME}.", options.file.display());
+    say(format_args!("{} holds {NAME}.", options.file.display()));
     Ok(())
 }
 

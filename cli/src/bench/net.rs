@@ -1,5 +1,6 @@
 //! `leme bench net`: pods on two nodes of a live cluster, and this machine as a client outside.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -153,11 +154,12 @@ fn target(name: &str, address: &str, port: u16) -> Result<Target> {
 }
 
 fn tell(options: &Options, subject: &str, machine: &Machine, rows: &[Row]) -> Result<()> {
+    let mut out = std::io::stdout();
     match options.output {
-        Format::Table => println!("{subject}; measured from {machine}\n\n{}", row::table(rows)),
+        Format::Table => writeln!(out, "{subject}; measured from {machine}\n\n{}", row::table(rows))?,
         Format::Json => {
             for row in rows {
-                println!("{}", serde_json::to_string(row)?);
+                writeln!(out, "{}", serde_json::to_string(row)?)?;
             }
         }
     }

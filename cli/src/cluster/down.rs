@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::claim::Claim;
 use super::{BPFFS, Cluster, Which, kubeconfig, machine, require_root};
-use crate::output::bold;
+use crate::output::{bold, say};
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -27,7 +27,11 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     require_root()?;
     let claim = Claim::hold(&options.which.name)?;
     let Some(cluster) = Cluster::load(&options.which.folder())? else {
-        println!("There is no cluster {} in {}.", bold(&options.which.name), options.which.state_dir.display());
+        say(format_args!(
+            "There is no cluster {} in {}.",
+            bold(&options.which.name),
+            options.which.state_dir.display()
+        ));
         return Ok(());
     };
     let mut failures = Vec::new();
@@ -58,7 +62,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     if own {
         claim.release();
     }
-    println!("Cluster {} is removed.", bold(&cluster.name));
+    say(format_args!("Cluster {} is removed.", bold(&cluster.name)));
     Ok(())
 }
 

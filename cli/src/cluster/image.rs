@@ -10,6 +10,7 @@ use futures::future::try_join_all;
 use tokio::process::Command;
 
 use super::{Cluster, Node, Which, containerd, require_root};
+use crate::output::say;
 
 #[derive(Args)]
 #[command(after_help = "Example:
@@ -49,11 +50,11 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         bail!("node {} is stopped; start it with `leme node start{} {}`", node.name, which.arguments(), node.name);
     }
     try_join_all(chosen.iter().map(|node| load(&cluster, node, &archive))).await?;
-    println!(
+    say(format_args!(
         "{} is on {}.",
         archive.display(),
         chosen.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
-    );
+    ));
     Ok(())
 }
 

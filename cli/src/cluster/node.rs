@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 use super::{Which, cgroup, containerd, machine, require_root, status, up};
+use crate::output::say;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -91,7 +92,7 @@ async fn stop(which: &Which, name: &str) -> Result<()> {
     require_root()?;
     let (_claim, cluster) = which.hold()?;
     machine::stop(&cluster, cluster.node(name)?).await?;
-    println!("Node {name} is off.");
+    say(format_args!("Node {name} is off."));
     Ok(())
 }
 
@@ -106,6 +107,6 @@ async fn start(which: &Which, name: &str) -> Result<()> {
     machine::clear(&cluster, node).await?;
     machine::prepare(&cluster, node, &authority)?;
     machine::start(&cluster, node).await?;
-    println!("Node {name} is on.");
+    say(format_args!("Node {name} is on."));
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::{
     BPFFS, Cluster, EtcdFiles, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready,
     require_root,
 };
-use crate::output::{bold, green};
+use crate::output::{bold, green, say};
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -345,15 +345,15 @@ fn last_words(cluster: &Cluster) -> String {
 fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
     steps.bar.finish_and_clear();
     let seconds = steps.began.elapsed().as_secs_f32();
-    println!(
+    say(format_args!(
         "Cluster {} is ready after {seconds:.1} s; kubectl's context is {}.\n",
         bold(&cluster.name),
         bold(&cluster.context())
-    );
-    println!(
+    ));
+    say(format_args!(
         "  kubectl get nodes -o wide\n  leme status{which}\n  leme node exec{which} {} -- bash\n  leme down{which}",
         cluster.nodes[0].name
-    );
+    ));
 }
 
 /// Absolute: the server is started in another directory.

@@ -69,9 +69,12 @@ impl Part {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Not for a client that has stopped listening, but when it is told to.
     fn ends(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap());
+        kill(pid, Signal::SIGPIPE).unwrap();
         let began = Instant::now();
-        kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), Signal::SIGTERM).unwrap();
+        kill(pid, Signal::SIGTERM).unwrap();
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 assert!(status.success(), "{status}:\n{}", self.said());
