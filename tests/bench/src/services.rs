@@ -66,7 +66,10 @@ async fn expose(client: Client) -> Result<SocketAddr> {
     let service: Service = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": SERVER },
-        "spec": { "selector": { "name": SERVER }, "ports": [{ "port": PORT }] },
+        "spec": {
+            "selector": { "name": SERVER },
+            "ports": [{ "name": "tcp", "port": PORT }, { "name": "udp", "port": PORT, "protocol": "UDP" }],
+        },
     }))?;
     let service = Api::default_namespaced(client).create(&PostParams::default(), &service).await?;
     let address = service.spec.and_then(|spec| spec.cluster_ip).context("a Service without an address")?;
