@@ -355,12 +355,14 @@ impl Datapath {
     }
 
     /// The ports of the node that lead to a pod: these and no others. They go with its endpoint.
-    pub fn set_host_ports(&mut self, pod: IpAddr, ports: &[HostPort]) -> Result<()> {
+    pub fn set_host_ports(&mut self, pod: IpAddr, ports: &[HostPort]) -> Result<Report> {
         let pod = Addr::from(pod);
         self.host_ports.set(pod, ports);
         let mut operations = Operations::default();
         self.ledger.change(&owner(pod), self.host_ports.plans(pod), &mut operations);
-        self.apply(operations)
+        let report = Report { services: 0, operations: operations.len(), deserted: operations.deserted };
+        self.apply(operations)?;
+        Ok(report)
     }
 
     /// Tells in which network namespace a pod's sockets are, by a path to it: they are then known as the pod's. Where that
@@ -370,15 +372,20 @@ impl Datapath {
     }
 
     /// Absent is done.
-    pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
-        self.set_host_ports(addr, &[])?;
+    pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<Report> {
+        let report = self.set_host_ports(addr, &[])?;
         self.namespaces.remove(addr)?;
         let key = Addr::from(addr);
-        let Some(endpoint) = self.tables.endpoints.get(&key)? else { return self.detach_strays() };
-        self.tables.endpoints.delete(&key)?;
-        self.tables.rates.delete(&key)?;
-        step("the endpoint is out of its table");
-        self.attacher.detach_device(&POD, endpoint.ifindex)
+        match self.tables.endpoints.get(&key)? {
+            None => self.detach_strays()?,
+            Some(endpoint) => {
+                self.tables.endpoints.delete(&key)?;
+                self.tables.rates.delete(&key)?;
+                step("the endpoint is out of its table");
+                self.attacher.detach_device(&POD, endpoint.ifindex)?;
+            }
+        }
+        Ok(report)
     }
 
     pub fn endpoints(&self) -> Result<Vec<EndpointSpec>> {

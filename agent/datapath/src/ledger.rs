@@ -216,13 +216,14 @@ impl Ledger {
     /// What must change for a Service to be as planned. An empty plan removes it.
     pub(crate) fn change(&mut self, key: &ObjectKey, plans: &[ServicePlan], operations: &mut Operations) {
         let mut before: BTreeSet<u32> = self.owned.remove(key).unwrap_or_default().into_iter().collect();
+        let groups = self.groups(plans, &before);
         let mut now = Vec::with_capacity(plans.len());
         for plan in plans {
             let id = self.find_entry(plan, &mut before);
             self.change_entry(id, plan, operations);
             now.push(id);
         }
-        self.change_members(&now, plans, operations);
+        self.change_members(&now, plans, groups, operations);
         before.into_iter().for_each(|id| self.remove_entry(id, operations));
         if !now.is_empty() {
             self.owned.insert(key.clone(), now);
@@ -248,6 +249,10 @@ impl Ledger {
         if let Some(id) = only.filter(|id| before.remove(id) || self.entries.get(id).is_some_and(|e| !e.owned)) {
             return id;
         }
+        self.fresh_id()
+    }
+
+    fn fresh_id(&mut self) -> u32 {
         let id = self.next_service;
         self.next_service = id.wrapping_add(1).max(1);
         id
@@ -355,14 +360,43 @@ impl Ledger {
         }
     }
 
-    /// Whom affinity may lead to. The entries of one port remember their clients under the lowest of their ids.
-    fn change_members(&mut self, ids: &[u32], plans: &[ServicePlan], operations: &mut Operations) {
+    /// Under which id the clients of each port are remembered so far, by the entries, the Service's own or adopted ones,
+    /// that serve something of it now. No two ports share one.
+    fn groups(&self, plans: &[ServicePlan], before: &BTreeSet<u32>) -> BTreeMap<(u16, u8), u32> {
+        let mut groups = BTreeMap::new();
+        let mut taken = BTreeSet::new();
+        for plan in plans.iter().filter(|plan| plan.affinity > 0) {
+            let serving = plan.frontends.iter().filter_map(|key| self.frontends.get(key));
+            let known = serving.filter_map(|id| self.entries.get_key_value(id));
+            let own = known.filter(|(id, entry)| before.contains(id) || !entry.owned);
+            let mut found = own.filter_map(|(id, entry)| entry.members.get(&MemberKey::group(*id).backend));
+            if let (Some(group), false) = (found.next(), groups.contains_key(&plan.port))
+                && taken.insert(*group)
+            {
+                groups.insert(plan.port, *group);
+            }
+        }
+        groups
+    }
+
+    /// Whom affinity may lead to. The entries of one port remember their clients under one id: that of before, whichever
+    /// entries there are now, or else the first of theirs. (Ids are not used twice, so it is nobody else's.)
+    fn change_members(
+        &mut self,
+        ids: &[u32],
+        plans: &[ServicePlan],
+        mut groups: BTreeMap<(u16, u8), u32>,
+        operations: &mut Operations,
+    ) {
         for (id, plan) in ids.iter().zip(plans) {
+            if !groups.contains_key(&plan.port) {
+                let is_taken = groups.values().any(|group| group == id);
+                groups.insert(plan.port, if is_taken { self.fresh_id() } else { *id });
+            }
             let Some(entry) = self.entries.get_mut(id) else { continue };
             let mut members = BTreeMap::new();
             if plan.affinity > 0 {
-                let of_port = ids.iter().zip(plans).filter(|(_, other)| other.port == plan.port);
-                let group = of_port.map(|(id, _)| *id).min().unwrap_or(*id);
+                let group = groups[&plan.port];
                 members.insert(MemberKey::group(*id).backend, group);
                 members.extend(entry.backends.iter().map(|backend| (*backend, 1)));
             }

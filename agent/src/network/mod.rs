@@ -16,9 +16,9 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use leme_cni::RuntimeConfig;
-use leme_datapath::{Attachment, Datapath, EndpointSpec, Nic, NodePorts, SocketLb};
+use leme_datapath::{Attachment, Datapath, EndpointSpec, Nic, NodePorts, Report, SocketLb};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -140,15 +140,26 @@ impl Drain for NetworkHandle {
 
 /// The one writer of the kernel's tables, shared by CNI and the reconciler.
 #[derive(Clone)]
-pub struct Kernel(Arc<Mutex<Datapath>>);
+pub struct Kernel {
+    datapath: Arc<Mutex<Datapath>>,
+    /// Woken when a backend may have left connected UDP sockets behind.
+    deserted: Arc<Notify>,
+}
 
 impl Kernel {
     pub fn new(datapath: Datapath) -> Self {
-        Self(Arc::new(Mutex::new(datapath)))
+        Self { datapath: Arc::new(Mutex::new(datapath)), deserted: Arc::default() }
+    }
+
+    /// To be told of every report.
+    fn heed(&self, report: Report) {
+        if report.deserted {
+            self.deserted.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Datapath> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.datapath.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Runs map operations away from the threads that serve others.
@@ -173,11 +184,13 @@ impl Endpoints for Kernel {
             }
             datapath.set_host_ports(endpoint.addr, &ports)
         });
-        Ok(added.await?)
+        self.heed(added.await?);
+        Ok(())
     }
 
     async fn remove(&self, address: Ipv4Addr) -> anyhow::Result<()> {
-        Ok(self.with(move |datapath| datapath.remove_endpoint(address.into())).await?)
+        self.heed(self.with(move |datapath| datapath.remove_endpoint(address.into())).await?);
+        Ok(())
     }
 
     async fn known(&self) -> anyhow::Result<Vec<Ipv4Addr>> {
@@ -247,7 +260,7 @@ impl Network {
         let keep = cni_config::keep(self.files(), self.status.subscribe());
         tokio::spawn(async move { shutdown.run_until_cancelled(keep).await });
         tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
-        tokio::spawn(stranded::end_when_woken(kernel.clone(), watching.deserted()));
+        tokio::spawn(stranded::end_when_woken(kernel.clone()));
         self.serve_health(watching.health(), &kernel, server);
         tokio::spawn(watcher.watch(kernel.clone(), devices::follow(kernel.clone())));
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;

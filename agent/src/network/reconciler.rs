@@ -29,10 +29,7 @@ use kube::{
 };
 use leme_datapath::{Change, ObjectKey, Snapshot};
 use serde::de::DeserializeOwned;
-use tokio::{
-    sync::{Notify, watch},
-    time::sleep,
-};
+use tokio::{sync::watch, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::{Config, Kernel, metrics::Metrics, proxy_health::ProxyHealth, service_health::ServiceHealth};
@@ -92,8 +89,6 @@ pub struct Reconciler {
     nodes: Listing,
     pod_cidrs: Vec<Ipv4Network>,
     metrics: Arc<Metrics>,
-    /// Woken when a backend may have left connected UDP sockets behind.
-    deserted: Arc<Notify>,
     health: Arc<ProxyHealth>,
     checks: ServiceHealth,
 }
@@ -119,14 +114,9 @@ impl Reconciler {
             nodes: Listing::default(),
             pod_cidrs: Vec::new(),
             metrics,
-            deserted: Arc::default(),
             checks: ServiceHealth::new(node_ports, config.node_ip.into(), health.clone()),
             health,
         }
-    }
-
-    pub fn deserted(&self) -> Arc<Notify> {
-        Arc::clone(&self.deserted)
     }
 
     pub fn health(&self) -> Arc<ProxyHealth> {
@@ -187,9 +177,7 @@ impl Reconciler {
         match result {
             Ok(report) => {
                 debug!(?report, whole, took = ?started.elapsed(), "applied");
-                if report.deserted {
-                    self.deserted.notify_one();
-                }
+                kernel.heed(report);
                 self.metrics.synced(report, started.elapsed());
                 self.metrics.known(self.services.known.len());
                 self.delays.tell(&self.metrics);

@@ -1,12 +1,11 @@
 //! Ends UDP sockets whose backend has gone: their owner learns of it and connects anew, instead of talking to nobody.
 //!
-//! The kernel tells no hook about datagrams of a connected socket, so this is user space's. Woken by the reconciler when
-//! somebody stops serving over UDP; it looks at the sockets themselves and remembers nothing.
+//! The kernel tells no hook about datagrams of a connected socket, so this is user space's. Woken when somebody stops
+//! serving over UDP, a pod with a port of the node included; it looks at the sockets themselves and remembers nothing.
 
 use std::{sync::Arc, time::Duration};
 
 use leme_datapath::{Error, Result};
-use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::Kernel;
@@ -15,10 +14,10 @@ use super::Kernel;
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Looks each time it is woken, and once more for those that were being connected.
-pub async fn end_when_woken(kernel: Kernel, woken: Arc<Notify>) {
+pub async fn end_when_woken(kernel: Kernel) {
     let mut told = false;
     loop {
-        woken.notified().await;
+        kernel.deserted.notified().await;
         report(end(&kernel).await, &mut told);
         tokio::time::sleep(SETTLE).await;
         report(end(&kernel).await, &mut told);

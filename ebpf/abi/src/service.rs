@@ -73,7 +73,7 @@ pub struct SlotKey {
 }
 
 /// Which client asked which Service port. A client is a pod's or a node's address wherever it is asked for, else the
-/// address a packet comes from; a Service port is the lowest id of those that serve it, which [`MemberKey::group`] tells.
+/// address a packet comes from; a Service port is an id of one that serves it or did, which [`MemberKey::group`] tells.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct AffinityKey {

@@ -1,6 +1,6 @@
 //! UDP sockets that are connected to a backend when it goes.
 
-use leme_datapath::ObjectKey;
+use leme_datapath::{HostPort, ObjectKey, Protocol};
 use leme_tests_packets::{Node, in_namespace, node::service};
 use serde_json::{Value, json};
 use std::{
@@ -81,6 +81,26 @@ fn sockets_are_ended_when_nobody_is_left_and_when_the_service_goes() {
             node.snapshot.delete_service(&key);
             node.datapath.reconcile_all(&node.snapshot).unwrap();
             assert_eq!(end(node), 1);
+        });
+    });
+}
+
+#[test]
+fn sockets_are_ended_when_the_pod_behind_a_port_of_the_node_goes() {
+    in_namespace(Vec::new(), |node| {
+        let port = |protocol, port| HostPort { addr: None, port, protocol, target: 80 };
+        let ports = [port(Protocol::Udp, 8081), port(Protocol::Tcp, 8082)];
+        let pod = IpAddr::V4(POD);
+        node.change_within_cgroup(|node| {
+            assert!(!node.datapath.set_host_ports(pod, &ports).unwrap().deserted);
+            let sockets = ["10.89.0.11:8081", "127.0.0.1:8081"].map(connected);
+            assert_eq!(end(node), 0);
+            assert!(!node.datapath.set_host_ports(pod, &ports[..1]).unwrap().deserted, "TCP tells by itself");
+            assert!(node.datapath.remove_endpoint(pod).unwrap().deserted);
+            assert_eq!(end(node), sockets.len());
+            for socket in sockets {
+                assert!(socket.send(b"who").is_err());
+            }
         });
     });
 }

@@ -152,6 +152,34 @@ fn the_entries_of_one_port_remember_their_clients_together() {
     assert_eq!(world.change(1, &plans).len(), 0);
 }
 
+/// Which entries a port has follows its traffic policies; its clients do not care.
+#[test]
+fn clients_are_remembered_whichever_entries_their_port_has() {
+    let of_port = |port, plan: ServicePlan| ServicePlan { port: (port, 6), ..sticky(plan) };
+    let group =
+        |world: &World, number| world.kernel.members[&MemberKey::group(world.kernel.frontends[&frontend(number)])];
+    let apart = [of_port(80, plan(&[80], &[1])), of_port(80, plan(&[30080], &[1, 2]))];
+    let together = [of_port(80, plan(&[80, 30080], &[1, 2]))];
+    let mut world = World::new();
+    world.change(1, &apart);
+    let (before, id) = (group(&world, 80), world.kernel.frontends[&frontend(80)]);
+    for plans in [&together[..], &apart[..], &together[..]] {
+        world.change(1, plans);
+        assert_eq!((group(&world, 80), group(&world, 30080)), (before, before));
+        world.restart();
+        world.change(1, plans);
+        assert_eq!((group(&world, 80), group(&world, 30080)), (before, before));
+    }
+    assert_ne!(world.kernel.frontends[&frontend(80)], id, "it is served by another entry");
+    // Another port that gets one of them remembers its own.
+    world.change(1, &[of_port(80, plan(&[80], &[1, 2])), of_port(81, plan(&[81, 30080], &[1, 2]))]);
+    assert_eq!(group(&world, 80), before);
+    assert_ne!(group(&world, 81), before);
+    // And so does another Service that gets its address.
+    world.change(2, &[of_port(80, plan(&[80], &[1, 2]))]);
+    assert_ne!(group(&world, 80), before);
+}
+
 fn udp(plan: ServicePlan, draining: &[u8]) -> ServicePlan {
     let proto = leme_abi::Protocol::UDP;
     ServicePlan {
