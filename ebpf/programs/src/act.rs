@@ -169,14 +169,23 @@ pub struct Hop {
 }
 
 /// The way to an address, as the routing table says for forwarded packets.
+///
+/// The kernel answers only for devices between which it forwards itself, which NICs may not be: then the question is asked
+/// once more for the VXLAN device, which always is.
 #[inline(always)]
 pub fn next_hop(ctx: &TcContext, dst: &Addr, hop: &mut Hop) -> bool {
+    // SAFETY: a field of the context.
+    let own = unsafe { (*ctx.skb.skb).ifindex };
+    look_up(ctx, dst, own, hop) || look_up(ctx, dst, settings::overlay(), hop)
+}
+
+/// As for a packet that came in by a device.
+#[inline(always)]
+fn look_up(ctx: &TcContext, dst: &Addr, device: u32, hop: &mut Hop) -> bool {
     // SAFETY: plain data, all zero is valid.
     let mut params: bpf_fib_lookup = unsafe { zeroed() };
-    // SAFETY: a field of the context.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     params.family = AF_INET;
-    params.ifindex = ifindex;
+    params.ifindex = device;
     params.__bindgen_anon_4.ipv4_dst = dst.v4();
     // SAFETY: the parameters live on the stack for the call and the length is theirs.
     let code = unsafe { fib_lookup(ctx.as_ptr(), &mut params, size_of::<bpf_fib_lookup>() as i32, 0) } as u32;
@@ -184,7 +193,7 @@ pub fn next_hop(ctx: &TcContext, dst: &Addr, hop: &mut Hop) -> bool {
     // SAFETY: the union was zeroed and written as IPv4.
     hop.gateway = unsafe { params.__bindgen_anon_4.ipv4_dst };
     // Before 5.12 an unknown neighbour leaves the device unset.
-    code == BPF_FIB_LKUP_RET_SUCCESS || (code == BPF_FIB_LKUP_RET_NO_NEIGH && params.ifindex != ifindex)
+    code == BPF_FIB_LKUP_RET_SUCCESS || (code == BPF_FIB_LKUP_RET_NO_NEIGH && params.ifindex != device)
 }
 
 #[inline(always)]
