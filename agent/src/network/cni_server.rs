@@ -63,7 +63,9 @@ pub enum Error {
 /// What every pod of the node has in common.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// What its device takes, and what it sends at most.
     pub mtu: u32,
+    pub route_mtu: u32,
     /// The node's own address in its pod range: the source of the node's packets to its pods.
     pub router: Ipv4Addr,
 }
@@ -301,7 +303,7 @@ impl CniServer {
     }
 
     fn veth(&self, reservation: &Reservation) -> Veth {
-        Veth::new(&reservation.attachment, reservation.address, self.shape.mtu)
+        Veth::new(&reservation.attachment, reservation.address, self.shape.mtu, self.shape.route_mtu)
     }
 
     /// Addresses in use and addresses that exist.

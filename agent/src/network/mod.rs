@@ -309,11 +309,12 @@ impl Network {
             Datapath::open(self.datapath_config(first, &nics)).await.context("failed to open the datapath")?;
         // The kernel's BTF and the programs' object, read for this and needed no more.
         memory::give_back();
-        let mtu = match datapath.pod_mtu() {
+        let route_mtu = match datapath.pod_mtu() {
             0 => nic.mtu.saturating_sub(50),
             mtu => mtu,
         };
-        let shape = Shape { mtu, router: router(first) };
+        let mtu = nics.iter().map(|nic| nic.mtu).fold(route_mtu, u32::max);
+        let shape = Shape { mtu, route_mtu, router: router(first) };
         let kernel = Kernel::new(datapath);
         let ipam = Ipam::open(&self.config.state_dir.join("ipam"), pools)?;
         let server = CniServer::new(ipam, links, Arc::new(kernel.clone()), shape, Arc::clone(&self.metrics));

@@ -29,7 +29,7 @@ use rtnetlink::{
     packet_route::{
         address::AddressAttribute,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope},
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -69,11 +69,15 @@ pub struct Veth {
     pub ifname: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    /// Of both ends. What comes from outside may be as large as the node's NICs carry, and kernels before 5.12 hand a pod
+    /// nothing that is larger than its device's.
     pub mtu: u32,
+    /// What the pod sends is no larger than this.
+    pub route_mtu: u32,
 }
 
 impl Veth {
-    pub fn new(attachment: &AttachmentId, address: Ipv4Addr, mtu: u32) -> Self {
+    pub fn new(attachment: &AttachmentId, address: Ipv4Addr, mtu: u32, route_mtu: u32) -> Self {
         let hash = digest(attachment);
         Self {
             host_ifname: host_ifname(attachment),
@@ -82,6 +86,7 @@ impl Veth {
             mac: mac(&hash[16..]),
             address,
             mtu,
+            route_mtu,
         }
     }
 }
@@ -268,7 +273,8 @@ async fn configure_pod(handle: &Handle, veth: &Veth) -> Result<()> {
     let route = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
     let gateway = route().destination_prefix(GATEWAY, 32).scope(RouteScope::Link).build();
     handle.route().add(gateway).replace().execute().await.map_err(netlink("add the gateway's route to", link))?;
-    let default = route().gateway(GATEWAY).pref_source(veth.address).build();
+    let mut default = route().gateway(GATEWAY).pref_source(veth.address).build();
+    default.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(veth.route_mtu)]));
     handle.route().add(default).replace().execute().await.map_err(netlink("add the default route to", link))
 }
 
@@ -381,8 +387,8 @@ mod tests {
     #[test]
     fn names_and_macs_follow_from_the_attachment_and_fit() {
         let id = |ifname: &str| AttachmentId { container_id: "0123".into(), ifname: ifname.into() };
-        let veth = Veth::new(&id("eth0"), GATEWAY, 1450);
-        assert_eq!(veth, Veth::new(&id("eth0"), GATEWAY, 1450));
+        let veth = Veth::new(&id("eth0"), GATEWAY, 1500, 1450);
+        assert_eq!(veth, Veth::new(&id("eth0"), GATEWAY, 1500, 1450));
         assert_eq!(veth.host_ifname.len(), 15);
         assert_ne!(veth.host_ifname, host_ifname(&id("eth1")));
         assert_ne!(veth.mac, veth.host_mac);

@@ -80,7 +80,8 @@ async fn run(
     config.nics = vec![nic];
     config.sizes = Sizes { connections: 4096, ..config.sizes };
     let datapath = Datapath::open(config).await?;
-    let shape = Shape { mtu: datapath.pod_mtu(), router: pods.nth(1).context("no room for a router")? };
+    let shape =
+        Shape { mtu: 1500, route_mtu: datapath.pod_mtu(), router: pods.nth(1).context("no room for a router")? };
     let kernel = Kernel::new(datapath);
     let ipam = Ipam::open(&state.join("ipam"), vec![pods])?;
     let server = CniServer::new(ipam, Links::open()?, Arc::new(kernel.clone()), shape, Arc::new(Metrics::default()));

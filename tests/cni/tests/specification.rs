@@ -69,7 +69,7 @@ fn check_result(version: &str, pod: &Pod, result: &Value) {
     assert_eq!(fields(container), inner);
     assert_eq!((&container["name"], &container["sandbox"]), (&json!("eth0"), &json!(pod.path)));
     if newest {
-        assert_eq!((&host["mtu"], &container["mtu"]), (&json!(1450), &json!(1450)));
+        assert_eq!((&host["mtu"], &container["mtu"]), (&json!(1500), &json!(1500)));
     }
 }
 

@@ -1,5 +1,8 @@
 //! The init of a test machine: loads the modules it was given, mounts what the datapath needs, opens the datapath on this
-//! kernel, adopts and removes it, and then runs packet tests: the very binaries that run on the development machine. What it prints on the serial line is the result.
+//! kernel, adopts and removes it, runs packet tests (the very binaries that run on the development machine), and then puts
+//! a node's traffic on a VLAN upon a bond. What it prints on the serial line is the result.
+
+mod uplink;
 
 use std::{
     ffi::CString,
@@ -24,7 +27,7 @@ const MOUNTS: [(&str, &str); 5] =
     [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup")];
 
 fn main() {
-    match prepare().and_then(|()| opens_and_goes()).and_then(|()| run_tests()) {
+    match prepare().and_then(|()| check_all()) {
         Ok(()) => println!("{PASSED}"),
         Err(error) => println!("{FAILED}: {error:#}"),
     }
@@ -45,6 +48,13 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
+fn check_all() -> Result<()> {
+    opens_and_goes()?;
+    run_tests()?;
+    uplink::check().context("a VLAN upon a bond")?;
+    complaints()
+}
+
 /// The packet tests that are here; each prints its own lines.
 fn run_tests() -> Result<()> {
     let mut failed = Vec::new();
@@ -55,7 +65,6 @@ fn run_tests() -> Result<()> {
             failed.push(format!("{test} ({status})"));
         }
     }
-    complaints()?;
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join(", ")) }
 }
 

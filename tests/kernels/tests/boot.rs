@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use leme_tests_kernels::{PACKET_TESTS, PASSED, initramfs::Initramfs, kernel::Kernel, machine::boot};
 
 /// In the order they must be loaded; those that a kernel has built in are left out.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 16] = [
     "veth",
     "udp_tunnel",
     "ip6_udp_tunnel",
@@ -21,6 +21,9 @@ const MODULES: [&str; 13] = [
     "garp",
     "mrp",
     "8021q",
+    "bridge",
+    "tls",
+    "bonding",
 ];
 
 fn check(name: &str) {

@@ -6,10 +6,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 use rtnetlink::{
-    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
     packet_route::{
-        link::{InfoData, InfoVeth},
-        route::RouteScope,
+        link::{BondMode, InfoData, InfoVeth, LinkMessage},
+        route::{RouteAttribute, RouteMetric, RouteScope},
     },
 };
 use std::{
@@ -32,6 +32,11 @@ impl Network {
         let made = made.expect("opening a file does not panic")?;
         made.up("lo")?;
         Ok(made)
+    }
+
+    /// The same one.
+    pub fn again(&self) -> Result<Self> {
+        Ok(Self(self.0.try_clone()?))
     }
 
     /// Runs work on a thread in this namespace.
@@ -84,6 +89,47 @@ impl Network {
             .with_context(|| format!("change {device}"))
     }
 
+    /// A switch.
+    pub fn bridge(&self, name: &str, members: &[&str]) -> Result<()> {
+        self.add(name, LinkBridge::new(name).up().build())?;
+        members.iter().try_for_each(|member| self.enslave(member, name))
+    }
+
+    /// One device out of several, of which one at a time carries everything.
+    pub fn bond(&self, name: &str, members: &[&str]) -> Result<()> {
+        self.add(name, LinkBond::new(name).mode(BondMode::ActiveBackup).miimon(10).up().build())?;
+        // One that is up is refused.
+        members.iter().try_for_each(|member| self.down(member).and_then(|()| self.enslave(member, name)))
+    }
+
+    /// The device of a bond that carries everything at this moment.
+    pub fn active_member(&self, bond: &str) -> Result<String> {
+        let path = format!("/proc/thread-self/net/bonding/{bond}");
+        let text = self.within(|| fs::read_to_string(&path)).with_context(|| format!("read {path}"))?;
+        let active = text.lines().find_map(|line| line.strip_prefix("Currently Active Slave: "));
+        Ok(active.context("a bond names its active member")?.to_owned())
+    }
+
+    pub fn vlan(&self, name: &str, under: &str, id: u16) -> Result<()> {
+        self.add(name, LinkVlan::new(name, self.index(under)?, id).up().build())
+    }
+
+    fn add(&self, name: &str, link: LinkMessage) -> Result<()> {
+        self.netlink(async |netlink| Ok(netlink.link().add(link).execute().await?))
+            .with_context(|| format!("make {name}"))
+    }
+
+    fn enslave(&self, device: &str, master: &str) -> Result<()> {
+        let master = self.index(master)?;
+        self.change(device, |link| link.controller(master))
+    }
+
+    pub fn remove(&self, device: &str) -> Result<()> {
+        let index = self.index(device)?;
+        self.netlink(async |netlink| Ok(netlink.link().del(index).execute().await?))
+            .with_context(|| format!("remove {device}"))
+    }
+
     pub fn address(&self, device: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
         let index = self.index(device)?;
         self.netlink(async |netlink| Ok(netlink.address().add(index, IpAddr::V4(address), prefix).execute().await?))
@@ -91,8 +137,15 @@ impl Network {
     }
 
     pub fn default_route(&self, gateway: Ipv4Addr) -> Result<()> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        self.netlink(async |netlink| Ok(netlink.route().add(route).execute().await?)).context("add the default route")
+        self.default_route_of_mtu(gateway, None)
+    }
+
+    /// The same with an MTU of its own, or with the device's again.
+    pub fn default_route_of_mtu(&self, gateway: Ipv4Addr, mtu: Option<u32>) -> Result<()> {
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        route.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        self.netlink(async |netlink| Ok(netlink.route().add(route).replace().execute().await?))
+            .context("add the default route")
     }
 
     pub fn route(&self, network: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::{
     node::{cgroup_root, cluster, ensure_bpffs, feed, within},
 };
 use anyhow::{Context, Result};
-use leme_datapath::{Config, Datapath, EndpointSpec, Limits, Sizes, Snapshot};
+use leme_datapath::{Config, Datapath, EndpointSpec, Limits, Nic, Sizes, Snapshot};
 use serde_json::Value;
 use std::{
     fs,
@@ -27,7 +27,7 @@ pub const A: Ipv4Addr = Ipv4Addr::new(10, 89, 1, 11);
 pub const B: Ipv4Addr = Ipv4Addr::new(10, 89, 2, 12);
 pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Every pod's gateway, answered by nobody.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 pub struct Site {
     pub router: Network,
@@ -44,6 +44,11 @@ impl Site {
 
     /// The same with another configuration of the datapath on both nodes.
     pub fn with(objects: &[Value], configure: impl Fn(&mut Config)) -> Result<Self> {
+        Self::over(objects, configure, cable)
+    }
+
+    /// The same where `a` has another uplink.
+    pub fn over(objects: &[Value], configure: impl Fn(&mut Config), uplink: Uplink) -> Result<Self> {
         let (router, far) = (Network::new()?, Network::new()?);
         router.set("ip_forward", "1")?;
         connect((&router, "to-far"), (&far, "eth0"))?;
@@ -52,8 +57,8 @@ impl Site {
         far.default_route(Ipv4Addr::new(198, 51, 100, 1))?;
         let nodes = cluster([A, B]);
         let objects: Vec<&Value> = nodes.iter().chain(objects).collect();
-        let a = Host::new(&router, "a", A, &objects, &configure)?;
-        let b = Host::new(&router, "b", B, &objects, &configure)?;
+        let a = Host::new((&router, uplink), "a", A, &objects, &configure)?;
+        let b = Host::new((&router, cable), "b", B, &objects, &configure)?;
         Ok(Self { router, far, a, b })
     }
 
@@ -62,6 +67,16 @@ impl Site {
         self.a.feed(objects)?;
         self.b.feed(objects)
     }
+}
+
+/// Connects a node of a name to the router, and returns the devices that are to have the addresses: the router's and the
+/// node's.
+pub type Uplink = fn(&Network, &Network, &str) -> Result<[String; 2]>;
+
+fn cable(router: &Network, node: &Network, name: &str) -> Result<[String; 2]> {
+    let port = format!("to-{name}");
+    connect((router, &port), (node, "eth0"))?;
+    Ok([port, "eth0".into()])
 }
 
 /// A node.
@@ -76,7 +91,7 @@ pub struct Host {
 
 impl Host {
     fn new(
-        router: &Network,
+        (router, uplink): (&Network, Uplink),
         name: &str,
         address: Ipv4Addr,
         objects: &[&Value],
@@ -86,17 +101,17 @@ impl Host {
         let unique = format!("site-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let [x, y, n, _] = address.octets();
         let network = Network::new()?;
-        let port = format!("to-{name}");
-        connect((router, &port), (&network, "eth0"))?;
-        router.address(&port, Ipv4Addr::new(x, y, n, 1), 24)?;
-        network.address("eth0", address, 24)?;
-        network.default_route(Ipv4Addr::new(x, y, n, 1))?;
+        let [port, nic] = uplink(router, &network, name)?;
+        let gateway = Ipv4Addr::new(x, y, n, 1);
+        router.address(&port, gateway, 24)?;
+        network.address(&nic, address, 24)?;
+        network.default_route(gateway)?;
         ensure_bpffs()?;
         let cgroup = cgroup_root()?.join(&unique);
         fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
         let mut config = Config::new(unique, &cgroup, IpAddr::V4(address), format!("10.244.{n}.0/24").parse()?);
         config.node = name.into();
-        config.nics = vec![network.index("eth0")?];
+        config.nics = vec![network.index(&nic)?];
         config.sizes = Sizes { connections: 4096, ..config.sizes };
         configure(&mut config);
         let datapath = open(&network, config)?;
@@ -118,11 +133,9 @@ impl Host {
         let pod = Network::new()?;
         let name = format!("pod{last}");
         connect_with_macs((&self.network, &name, Some(host_mac)), (&pod, "eth0", Some(mac)))?;
-        self.network.set_mtu(&name, self.datapath.pod_mtu())?;
-        pod.set_mtu("eth0", self.datapath.pod_mtu())?;
         pod.address("eth0", address, 32)?;
         pod.neighbour("eth0", GATEWAY, host_mac)?;
-        pod.default_route(GATEWAY)?;
+        pod.default_route_of_mtu(GATEWAY, Some(self.datapath.pod_mtu()))?;
         self.network.neighbour(&name, address, mac)?;
         let (addr, ifindex, limits) = (address.into(), self.network.index(&name)?, Limits::default());
         let spec = EndpointSpec { addr, ifindex, mac, host_mac, limits };
@@ -135,6 +148,46 @@ impl Host {
     pub fn feed(&mut self, objects: &[Value]) -> Result<()> {
         objects.iter().try_for_each(|object| feed(&mut self.snapshot, object))?;
         self.reconcile()
+    }
+
+    /// What the agent does when the kernel tells of a change of devices. True if anything was different.
+    pub fn follow(&mut self) -> Result<bool> {
+        let Self { network, datapath, .. } = self;
+        network.within(|| {
+            let config = datapath.config().clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let overlay = runtime.block_on(leme_datapath::keep_overlay(&config))?;
+            let nics = runtime.block_on(leme_datapath::find_nics(config.addresses[0], &[&config.vxlan]))?;
+            Ok(datapath.follow(overlay, &nics)?)
+        })
+    }
+
+    /// The same with devices that the agent would not take for NICs, as veth pairs are not.
+    pub fn follow_these(&mut self, nics: &[Nic]) -> Result<bool> {
+        let Self { network, datapath, .. } = self;
+        let overlay = network.index(&datapath.config().vxlan)?;
+        network.within(|| Ok(datapath.follow(overlay, nics)?))
+    }
+
+    /// Another agent after this one, maybe with another configuration.
+    pub fn restart_with(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let mut config = self.datapath.config().clone();
+        change(&mut config);
+        self.datapath = open(&self.network, config)?;
+        self.reconcile()
+    }
+
+    /// Where programs are, as far as they really are there.
+    pub fn attachments(&self) -> Result<Vec<String>> {
+        let attachments = self.datapath.attachments()?;
+        // Devices have their names here alone.
+        self.network.within(|| {
+            let mut places: Vec<_> = attachments.iter().map(ToString::to_string).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let found = runtime.block_on(leme_datapath::inspect(attachments))?;
+            places.retain(|place| !found.detached.iter().any(|detached| detached.to_string() == *place));
+            Ok(places)
+        })
     }
 
     fn reconcile(&mut self) -> Result<()> {

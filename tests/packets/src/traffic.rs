@@ -107,6 +107,34 @@ fn echo(listener: &TcpListener) -> Result<SocketAddr> {
     }
 }
 
+/// A TCP connection that stays open.
+pub struct Conversation {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Conversation {
+    pub fn begin((server, listen): Server<'_>, client: &Network, target: &str) -> Result<Self> {
+        let listener = server.within(|| TcpListener::bind(address(listen))).context("listen")?;
+        let client = connect(client, None, target).with_context(|| format!("connect to {target}"))?;
+        let (server, _) = listener.accept()?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { client, server })
+    }
+
+    /// Something there, and something back: little enough for the buffers on the way.
+    pub fn go_on(&self) -> Result<()> {
+        let sent = pattern(10_000);
+        let mut received = vec![0; sent.len()];
+        for (mut from, mut to) in [(&self.client, &self.server), (&self.server, &self.client)] {
+            from.write_all(&sent)?;
+            to.read_exact(&mut received)?;
+            ensure!(received == sent, "other bytes arrived");
+        }
+        Ok(())
+    }
+}
+
 /// A datagram of `length` bytes, and its answer. Who the server says it was.
 pub fn udp((server, listen): Server<'_>, client: &Network, target: &str, length: usize) -> Result<SocketAddr> {
     let server = server.within(|| UdpSocket::bind(address(listen)))?;

@@ -1,11 +1,13 @@
 //! Real traffic between two nodes, pods, and the world: see `site` for who is where.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+use leme_datapath::Nic;
 use leme_tests_packets::{
     Network, Site,
     device::{Sniffer, set_transmit_offload},
+    network,
     node::service,
-    site::{A, FAR},
+    site::{A, FAR, GATEWAY},
     traffic::{PATIENCE, connect, soon, tcp, tcp_from, udp},
 };
 use std::{
@@ -104,19 +106,38 @@ fn the_outside_reaches_pods(site: &Site) {
         for length in [5, 300 * KIB] {
             assert_eq!(tcp(server, &site.far, &target, length).unwrap().ip(), ip(seen));
         }
-        for length in [5, 1400] {
+        // The client's fragments are as large as its own network allows, and larger than the overlay does.
+        for length in [5, 1400, LARGE] {
             assert_eq!(udp(server, &site.far, &target, length).unwrap().ip(), ip(seen));
         }
     }
+    // Unfragmented, and larger than what the pod sends itself.
+    udp(here, &site.far, &node_port(HERE), 1472).unwrap();
+    let (server, target) = ((&site.far, "198.51.100.2:443"), "198.51.100.2:443");
+    for length in [5, 1400, LARGE] {
+        assert_eq!(udp(server, &site.a.pods[0], target, length).unwrap().ip(), IpAddr::V4(A));
+    }
 }
 
-/// The client's fragments are as large as its own network allows, and larger than the overlay does.
+/// The kernel forwards nothing between the node's devices, and is not asked to.
 #[test]
-fn large_datagrams_from_outside_arrive_whole_here_and_elsewhere() {
-    let site = site();
-    let (there, here) = ((&site.b.pods[0], SERVER), (&site.a.pods[1], "10.244.1.3:8080"));
-    for (n, server, seen) in [(ELSEWHERE, there, ROUTER_A), (HERE, here, "198.51.100.2")] {
-        assert_eq!(udp(server, &site.far, &node_port(n), LARGE).unwrap().ip(), ip(seen));
+fn a_backend_in_another_nodes_own_network_is_reached_by_whichever_device_leads_there() {
+    let side = [203, 0, 113, 1].into();
+    let mut site = Site::new(&service("host", "10.96.0.60", 30090, &[("203.0.113.9", "c")])).unwrap();
+    let c = Network::new().unwrap();
+    network::connect((&site.a.network, "eth1"), (&c, "eth0")).unwrap();
+    site.a.network.address("eth1", side, 24).unwrap();
+    c.address("eth0", [203, 0, 113, 9].into(), 24).unwrap();
+    c.default_route(side).unwrap();
+    let nics = [("eth0", A), ("eth1", side)].map(|(device, address)| {
+        site.a.network.set(&format!("conf/{device}/forwarding"), "0").unwrap();
+        Nic { index: site.a.network.index(device).unwrap(), mtu: 1500, addresses: vec![address.into()] }
+    });
+    assert!(site.a.follow_these(&nics).unwrap());
+    let server = (&c, "203.0.113.9:8080");
+    for client in [&site.far, &site.a.pods[0]] {
+        assert_eq!(tcp(server, client, "10.89.1.11:30090", 100 * KIB).unwrap().ip(), IpAddr::V4(A));
+        assert_eq!(udp(server, client, "10.89.1.11:30090", LARGE).unwrap().ip(), IpAddr::V4(A));
     }
 }
 
@@ -238,9 +259,8 @@ fn a_packet_too_large_for_the_overlay_is_answered_and_its_sender_learns() {
     let client = site.far.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     client.connect(node_port(ELSEWHERE)).unwrap();
     assert_eq!(learned_mtu(&client), 1450);
-    // A pod whose device says more than the overlay carries.
-    site.a.pods[0].set_mtu("eth0", 1500).unwrap();
-    site.a.network.set_mtu("pod2", 1500).unwrap();
+    // A pod that has lost its route's MTU goes by its device's.
+    site.a.pods[0].default_route(GATEWAY).unwrap();
     let client = site.a.pods[0].within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     client.connect(SERVER).unwrap();
     assert_eq!(learned_mtu(&client), 1450);
