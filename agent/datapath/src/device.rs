@@ -5,9 +5,9 @@ use crate::{Config, Error, Result, attach::interface_name};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder,
-    packet_route::address::AddressMessage,
+    packet_route::address::{AddressAttribute, AddressMessage},
     packet_route::link::{LinkAttribute, LinkFlags, LinkMessage},
-    packet_route::route::{RouteMessage, RouteScope},
+    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
 };
 use std::{
     collections::BTreeMap,
@@ -80,6 +80,18 @@ impl Devices {
         added.map_err(netlink(format!("route {} to {}", config.cluster_cidr, config.vxlan)))
     }
 
+    /// The VXLAN device, if nothing of it is missing.
+    async fn find_whole_overlay(&self, config: &Config) -> Result<Option<u32>> {
+        let up = |link: &LinkMessage| link.header.flags.contains(LinkFlags::Up);
+        let Some(link) = self.find(&config.vxlan).await?.filter(up) else { return Ok(None) };
+        let index = link.header.index;
+        let router = AddressAttribute::Local(config.router());
+        let has_address =
+            self.addresses().await?.iter().any(|it| it.header.index == index && it.attributes.contains(&router));
+        let has_route = self.routes().await?.iter().any(|route| leads_to_pods(route, index, config));
+        Ok((has_address && has_route).then_some(index))
+    }
+
     /// All devices by their index.
     pub(crate) async fn links(&self) -> Result<BTreeMap<u32, LinkMessage>> {
         let links: Vec<LinkMessage> =
@@ -121,13 +133,28 @@ impl Devices {
     }
 }
 
-/// Index of the VXLAN device, which is made again if somebody has removed it or switched it off.
+/// Index of the VXLAN device, which is made again if somebody has removed it, switched it off, or taken its address or
+/// its route away: the route goes when it is switched off.
 pub async fn keep_overlay(config: &Config) -> Result<u32> {
     let devices = Devices::connect()?;
-    match devices.find(&config.vxlan).await? {
-        Some(link) if link.header.flags.contains(LinkFlags::Up) => Ok(link.header.index),
-        _ => devices.ensure_overlay(config).await.map(|(index, _)| index),
+    match devices.find_whole_overlay(config).await? {
+        Some(index) => Ok(index),
+        None => devices.ensure_overlay(config).await.map(|(index, _)| index),
     }
+}
+
+/// Whether a route is the one of the cluster's pod range, with the router address as source.
+fn leads_to_pods(route: &RouteMessage, index: u32, config: &Config) -> bool {
+    let (IpAddr::V4(network), IpAddr::V4(router)) = (config.cluster_cidr.network(), config.router()) else {
+        return true;
+    };
+    let parts = [
+        RouteAttribute::Destination(RouteAddress::Inet(network)),
+        RouteAttribute::Oif(index),
+        RouteAttribute::PrefSource(RouteAddress::Inet(router)),
+    ];
+    route.header.destination_prefix_length == config.cluster_cidr.prefix()
+        && parts.iter().all(|part| route.attributes.contains(part))
 }
 
 fn netlink(action: String) -> impl FnOnce(rtnetlink::Error) -> Error {

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::ensure;
 use async_trait::async_trait;
 use leme_cni::{Attachment, AttachmentId, Command, Failure, MAX_MESSAGE, Reply, Request, RuntimeConfig, code};
 use tokio::{
@@ -96,6 +97,41 @@ impl CniServer {
             }
         }
         self.remove_strays().await
+    }
+
+    /// Makes the links of attached pods what they were, where somebody has switched one off or removed it: its route and
+    /// neighbour go with the first, the pod's end too with the second. Goes on after failures and reports them together.
+    pub async fn mend(&self) -> anyhow::Result<()> {
+        let held: Vec<Reservation> = self.ipam().reservations().cloned().collect();
+        let pairs: Vec<Veth> = held.iter().map(|reservation| self.veth(reservation)).collect();
+        let mut failures = Vec::new();
+        for (pair, _) in self.links.find_broken(&pairs).await? {
+            let reservation = held.iter().find(|reservation| reservation.address == pair.address);
+            let reservation = reservation.expect("each pair was made from one");
+            if let Err(error) = self.mend_one(&reservation.attachment, pair).await {
+                failures.push(format!("{}: {error:#}", pair.host_ifname));
+            }
+        }
+        ensure!(failures.is_empty(), "{}", failures.join("; "));
+        Ok(())
+    }
+
+    /// Between two requests for the attachment, which may have changed everything: so it looks again.
+    async fn mend_one(&self, id: &AttachmentId, pair: &Veth) -> anyhow::Result<()> {
+        let _turn = self.turn(id).await;
+        let Some(held) = self.ipam().get(id).cloned() else { return Ok(()) };
+        let (pairs, there) = ([pair.clone()], veth::is_namespace(&held.netns));
+        match self.links.find_broken(&pairs).await?.first() {
+            Some((_, Some(_))) => {
+                let ifindex = self.links.configure_host(pair, self.shape.router).await?;
+                self.endpoints.add(pair, ifindex, &held.netns, &held.runtime).await?;
+            }
+            Some((_, None)) if there => self.attach(pair, &held.netns, &held.runtime).await?,
+            // It is whole again, or the pod's end is gone because the pod is.
+            _ => return Ok(()),
+        }
+        warn!(link = pair.host_ifname, address = %pair.address, "a pod's link was off or gone; it is as it was");
+        Ok(())
     }
 
     /// Listens until `shutdown`; the socket replaces an older agent's in one step.

@@ -261,8 +261,9 @@ impl Network {
         tokio::spawn(async move { shutdown.run_until_cancelled(keep).await });
         tokio::spawn(conntrack::collect_regularly(kernel.clone(), Arc::clone(&self.metrics)));
         tokio::spawn(stranded::end_when_woken(kernel.clone()));
+        let changes = devices::follow(kernel.clone(), Arc::clone(&server));
         self.serve_health(watching.health(), &kernel, server);
-        tokio::spawn(watcher.watch(kernel.clone(), devices::follow(kernel.clone())));
+        tokio::spawn(watcher.watch(kernel.clone(), changes));
         watching.reconcile(kernel, &self.cluster, || self.announce()).await;
     }
 

@@ -7,6 +7,7 @@
 //! that hangs on it goes with it.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt::Write as _,
     fs::File,
     io,
@@ -187,6 +188,27 @@ impl Links {
         self.netlink.route().add(route).replace().execute().await
     }
 
+    /// Which of these pairs lack something at their node end: they are gone, down, or without the way to their pod.
+    pub async fn find_broken<'a>(&self, pairs: &'a [Veth]) -> Result<Vec<(&'a Veth, Option<u32>)>> {
+        let of_nodes = "of the node";
+        let links: Vec<LinkMessage> =
+            self.netlink.link().get().execute().try_collect().await.map_err(netlink("list links", of_nodes))?;
+        let links: HashMap<&String, &LinkMessage> =
+            links.iter().filter_map(|link| Some((name_of(link)?, link))).collect();
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<RouteMessage> =
+            self.netlink.route().get(all).execute().try_collect().await.map_err(netlink("list routes", of_nodes))?;
+        let ways: HashSet<(Ipv4Addr, u32)> = routes.iter().filter_map(way).collect();
+        let broken = pairs.iter().filter_map(|pair| {
+            let link = links.get(&pair.host_ifname);
+            let index = link.map(|link| link.header.index);
+            let up = link.is_some_and(|link| link.header.flags.contains(LinkFlags::Up));
+            let whole = up && index.is_some_and(|index| ways.contains(&(pair.address, index)));
+            (!whole).then_some((pair, index))
+        });
+        Ok(broken.collect())
+    }
+
     /// Removes the pair by its node end; one that is gone is done.
     pub async fn remove(&self, host_ifname: &str) -> Result<()> {
         match self.index(host_ifname).await? {
@@ -298,6 +320,19 @@ async fn check_pod(handle: &Handle, veth: &Veth) -> Result<()> {
     expect_route(handle, &veth.ifname, index, (Ipv4Addr::UNSPECIFIED, 0)).await
 }
 
+/// A single address and the device that a route to it leads out of.
+fn way(route: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    let device = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    Some((address.filter(|_| route.header.destination_prefix_length == 32)?, device?))
+}
+
 async fn expect_route(handle: &Handle, link: &str, index: u32, (network, prefix): (Ipv4Addr, u8)) -> Result<()> {
     let all = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
     let routes: Vec<RouteMessage> = all.try_collect().await.map_err(netlink("list routes of", link))?;
@@ -353,6 +388,11 @@ fn open(path: &str) -> Result<File> {
         true => Err(Error::NotPods { path: path.into(), what: "the node's own network namespace" }),
         false => Ok(file),
     }
+}
+
+/// Whether a pod's namespace is still there.
+pub fn is_namespace(path: &str) -> bool {
+    open(path).is_ok()
 }
 
 /// Runs `work` with a netlink connection inside another namespace, on a thread that ends there and is never reused.

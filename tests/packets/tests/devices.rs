@@ -99,6 +99,24 @@ fn the_tunnel_that_somebody_removes_is_made_again() {
 }
 
 #[test]
+fn what_the_tunnel_lost_while_it_was_off_comes_back() {
+    in_namespace(Vec::new(), |node| {
+        let (routes, addresses) =
+            (|| said("-4 route show dev leme-vxlan"), || said("-o -4 address show dev leme-vxlan"));
+        let before = (routes(), addresses());
+        // On again before anybody has looked: nothing shows but what is missing.
+        ip("link set leme-vxlan down");
+        ip("link set leme-vxlan up");
+        assert_ne!(routes(), before.0);
+        assert!(!follow(node), "it is the same device");
+        assert_eq!((routes(), addresses()), before);
+        ip("address flush dev leme-vxlan");
+        follow(node);
+        assert_eq!((routes(), addresses()), before);
+    });
+}
+
+#[test]
 fn a_vlans_frame_is_left_to_the_vlans_own_device() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
         let outside = Outside::new().unwrap();
@@ -114,6 +132,11 @@ fn a_vlans_frame_is_left_to_the_vlans_own_device() {
         }
         assert_eq!(node.counter("forwarded/ingress"), 1);
     });
+}
+
+fn said(words: &str) -> String {
+    let done = Command::new("ip").args(words.split(' ')).output().expect("these tests need ip");
+    String::from_utf8(done.stdout).unwrap()
 }
 
 fn ip(words: &str) {
