@@ -2,14 +2,19 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use leme_datapath::Lan;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::{
+    Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+};
 
 use super::namespace::Namespaces;
 use super::{Cluster, Node};
@@ -104,9 +109,50 @@ async fn configure_node_end(name: String, address: Ipv4Addr, gateway: Ipv4Addr) 
     let mut request = handle.address().add(index, address.into(), 32);
     request.message_mut().header.scope = AddressScope::Universe;
     request.execute().await?;
+    add_way_out(&handle, index, gateway).await
+}
+
+/// The default route; there already is done.
+async fn add_way_out(handle: &Handle, index: u32, gateway: Ipv4Addr) -> Result<()> {
     let gateway = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).onlink();
-    handle.route().add(gateway.build()).execute().await?;
-    Ok(())
+    match handle.route().add(gateway.build()).execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// For ever, in the node's network: what a network manager does on a machine. When the NIC comes up again after it was
+/// down, the kernel knows its address still, but not the way out.
+pub(crate) fn keep(gateway: Ipv4Addr) -> Result<()> {
+    in_runtime(async {
+        loop {
+            if let Err(error) = listen(gateway).await {
+                eprintln!("{NODE_END}: {error:#}");
+            }
+            // Messages were lost, say: what was missed is looked for at the next beginning.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+}
+
+async fn listen(gateway: Ipv4Addr) -> Result<()> {
+    let (connection, handle, mut news) = new_multicast_connection(&[MulticastGroup::Link])?;
+    tokio::spawn(connection);
+    let mut link = find(&handle, NODE_END).await?;
+    loop {
+        if let Some(link) = link.filter(|link| link.header.flags.contains(LinkFlags::Up)) {
+            add_way_out(&handle, link.header.index, gateway).await.context("cannot put the default route back")?;
+        }
+        let Some((message, _)) = news.next().await else { return Ok(()) };
+        link = match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) if is_node_end(&link) => Some(link),
+            _ => None,
+        };
+    }
+}
+
+fn is_node_end(link: &LinkMessage) -> bool {
+    link.attributes.contains(&LinkAttribute::IfName(NODE_END.into()))
 }
 
 /// Device and address of the machine's default route.

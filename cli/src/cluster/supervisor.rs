@@ -22,7 +22,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::mirror::{self, Forwards};
-use super::{Cluster, Node, cgroup, containerd, process};
+use super::{Cluster, Node, cgroup, containerd, nic, process};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -35,7 +35,7 @@ pub(crate) struct Options {
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A process that ran this long starts with the first pause again.
-const STEADY: Duration = Duration::from_secs(30);
+const STEADY: Duration = Duration::from_secs(2);
 
 /// One process of the node.
 struct Component {
@@ -55,6 +55,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let signals = block_signals()?;
     nix::sys::prctl::set_child_subreaper(true)?;
     let mut forwards = enter(&cluster, node)?;
+    let gateway = cluster.gateway();
+    thread::Builder::new().name("nic".into()).spawn(move || nic::keep(gateway))?;
     let mut components = components(&cluster, node);
     fs::write(cluster.supervisor_pid_file(node), std::process::id().to_string())?;
     watch(&mut components, &listen(signals)?, || {
