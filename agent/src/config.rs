@@ -58,6 +58,8 @@ pub struct Config {
     pub node_ports: NodePorts,
     /// Whose sockets get a backend when they name a Service.
     pub socket_lb: SocketLb,
+    /// Room for at least so many connections.
+    pub conntrack_min: u32,
     pub bpf_dir: PathBuf,
     /// The command line of the name server's process; empty: none is started.
     pub dns_command: Vec<String>,
@@ -101,6 +103,7 @@ impl Config {
             proxy_healthz_address: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
             node_ports: NodePorts::default(),
             socket_lb: SocketLb::default(),
+            conntrack_min: 0,
             bpf_dir: "/sys/fs/bpf/leme".into(),
             dns_command: Vec::new(),
             cni_conf_dir: "/etc/cni/net.d".into(),

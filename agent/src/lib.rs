@@ -143,6 +143,7 @@ fn start_network(
         cgroup: pods::cgroups::unified_directory(&config.cgroup_root),
         node_ports: config.node_ports.clone(),
         socket_lb: config.socket_lb,
+        conntrack_min: config.conntrack_min,
         health_address: config.proxy_healthz_address,
     };
     Ok(Some(network::start(network, client.clone(), events.clone(), shutdown.clone())))

@@ -95,6 +95,9 @@ pub(crate) struct Options {
     /// host-only where sidecars of a service mesh must see which Service their pod asks for
     #[arg(long, value_enum, default_value_t)]
     socket_lb: SocketLbOption,
+    /// Room for at least so many connections [default: by the machine's memory]
+    #[arg(long, value_name = "CONNECTIONS", value_parser = clap::value_parser!(u32).range(..=16_777_216))]
+    conntrack_min: Option<u32>,
     /// Where containerd looks for network configurations
     #[arg(long, default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
@@ -166,6 +169,7 @@ fn configure(options: Options) -> Result<Config> {
         healthz_address: options.healthz_address,
         node_ports,
         socket_lb: options.socket_lb.into(),
+        conntrack_min: options.conntrack_min.unwrap_or_default(),
         dns_command: dns,
         cni_conf_dir: options.cni_conf_dir,
         cni_bin_dir: options.cni_bin_dir,

@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use leme_cni::RuntimeConfig;
-use leme_datapath::{Attachment, Datapath, EndpointSpec, Nic, NodePorts, Report, SocketLb};
+use leme_datapath::{Attachment, Datapath, EndpointSpec, Nic, NodePorts, Report, Sizes, SocketLb};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,8 @@ pub struct Config {
     /// On which addresses NodePorts answer.
     pub node_ports: NodePorts,
     pub socket_lb: SocketLb,
+    /// Room for at least so many connections; the machine's memory may give more.
+    pub conntrack_min: u32,
     /// `/healthz`, `/livez` and `/metrics`, kube-proxy's port 10256; none: not served.
     pub health_address: Option<SocketAddr>,
 }
@@ -325,7 +327,9 @@ impl Network {
 
     fn datapath_config(&self, pod_cidr: Ipv4Network, nics: &[Nic]) -> leme_datapath::Config {
         let Config { node_name, cgroup, node_ip, pin_dir, cluster_cidr, .. } = &self.config;
+        let sizes = Sizes::default();
         leme_datapath::Config {
+            sizes: Sizes { connections: sizes.connections.max(self.config.conntrack_min), ..sizes },
             pin_dir: pin_dir.clone(),
             nics: nics.iter().map(|nic| nic.index).collect(),
             cluster_cidr: IpNetwork::V4(*cluster_cidr),
