@@ -118,14 +118,14 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     let Some(server) = shutdown.run_until_cancelled(Server::prepare(&config)).await.transpose()? else {
         return Ok(());
     };
-    let Server { app, listener, address, tls, root_ca, store } = server;
+    let Server { app, listener, address, tls, authority, store } = server;
     let background = tokio::spawn(leme_store::compact_periodically(store, api::COMPACTION));
     let serving = tokio::spawn(server::serve(listener, tls, app.router(), shutdown.clone()));
     app.set_ready();
     ready(address);
     let upkeep = tokio::spawn(bootstrap::upkeep(app.clone(), address.port(), shutdown.clone()));
     if config.run_controllers {
-        run_controllers(&app, &config, root_ca, shutdown.clone()).await;
+        run_controllers(&app, &config, authority, shutdown.clone()).await;
     }
     serving.await?;
     upkeep.await?;
@@ -139,8 +139,7 @@ struct Server {
     listener: TcpListener,
     address: SocketAddr,
     tls: rustls::ServerConfig,
-    /// The cluster's authority.
-    root_ca: String,
+    authority: pki::Authority,
     store: Arc<dyn Store>,
 }
 
@@ -161,20 +160,20 @@ impl Server {
         let tls = server::tls_config(&pki.serving, &pki.cluster.certificate)?;
         let app = App::start(config.clone(), &pki, store.clone()).await?;
         bootstrap::run(&app, address.port()).await.context("write the objects that every cluster has")?;
-        Ok(Self { app, listener, address, tls, root_ca: pki.cluster.certificate.clone(), store })
+        Ok(Self { app, listener, address, tls, authority: pki.cluster, store })
     }
 }
 
-async fn run_controllers(app: &Arc<App>, config: &Config, root_ca: String, shutdown: CancellationToken) {
+async fn run_controllers(app: &Arc<App>, config: &Config, authority: pki::Authority, shutdown: CancellationToken) {
     let app = app.clone();
     let make_client: leme_controllers::MakeClient = Arc::new(move |user: &str| app.client(user));
     let options = leme_controllers::Options {
         pod_cidr: config.pod_cidr,
         node_cidr_mask: if config.pod_cidr.is_ipv4() { 24 } else { 64 },
-        root_ca,
+        root_ca: authority.certificate.clone(),
         node_grace_period: std::time::Duration::from_secs(50),
     };
-    leme_controllers::run(make_client, options, shutdown).await;
+    leme_controllers::run(make_client, options, Arc::new(authority), shutdown).await;
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {

@@ -3,20 +3,23 @@
 //! The server calls [`Pki::open`]; `leme up` and `leme init` issue node certificates through [`Authority`] and write
 //! kubeconfigs. Keys are ECDSA P-256; private files are 0600. Never speaks to the network or the API.
 
+mod subject;
+
 use std::{
     fs,
     io::Write,
     net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 const LEAF_DAYS: i64 = 365;
@@ -52,7 +55,7 @@ impl Authority {
     pub fn issue_client(&self, user: &str, group: Option<&str>) -> Result<Identity> {
         let mut params = leaf(user, group)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params)
+        self.issue(params)
     }
 
     /// A serving certificate for names and addresses.
@@ -65,14 +68,61 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        self.sign(params)
+        self.issue(params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Result<Identity> {
+    fn issue(&self, params: CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
     }
+}
+
+impl std::fmt::Debug for Authority {
+    /// Without its key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.issuer.fmt(f)
+    }
+}
+
+impl leme_controllers::certificates::Signer for Authority {
+    fn sign(&self, request: &[u8], usages: &[String], lifetime: Duration) -> Result<Vec<u8>> {
+        let text = std::str::from_utf8(request).context("read a certificate request")?;
+        let mut request = CertificateSigningRequestParams::from_pem(text).context("read a certificate request")?;
+        let params = &mut request.params;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        (params.key_usages, params.extended_key_usages) = purposes(usages)?;
+        let now = Timestamp::now();
+        set_validity(params, now, self.until(now + SignedDuration::try_from(lifetime)?)?);
+        let certificate = request.signed_by(&self.issuer)?;
+        let whole = subject::replace(certificate.der(), &subject::of_request(text)?, self.issuer.key())?;
+        Ok(subject::pem(&whole).into_bytes())
+    }
+}
+
+impl Authority {
+    /// No certificate outlives its authority.
+    fn until(&self, wanted: Timestamp) -> Result<Timestamp> {
+        let own = parse_leaf(&self.certificate, |certificate| certificate.validity().not_after.timestamp());
+        let own = Timestamp::from_second(own.context("read the authority's certificate")?)?;
+        Ok(wanted.min(own))
+    }
+}
+
+/// Kubernetes' words for usages as a certificate has them.
+fn purposes(usages: &[String]) -> Result<(Vec<KeyUsagePurpose>, Vec<ExtendedKeyUsagePurpose>)> {
+    let (mut plain, mut extended) = (Vec::new(), Vec::new());
+    for usage in usages {
+        match usage.as_str() {
+            "digital signature" | "signing" => plain.push(KeyUsagePurpose::DigitalSignature),
+            "key encipherment" => plain.push(KeyUsagePurpose::KeyEncipherment),
+            "client auth" => extended.push(ExtendedKeyUsagePurpose::ClientAuth),
+            "server auth" => extended.push(ExtendedKeyUsagePurpose::ServerAuth),
+            other => return Err(anyhow!("no signer of this cluster signs for {other:?}")),
+        }
+    }
+    Ok((plain, extended))
 }
 
 /// What the API server needs, all of it under one directory (`<data-dir>/pki`).
@@ -209,14 +259,18 @@ fn leaf(common_name: &str, group: Option<&str>) -> Result<CertificateParams> {
 /// Valid from five minutes ago: clocks of machines that join differ a little.
 fn validity(mut params: CertificateParams, days: i64) -> Result<CertificateParams> {
     let now = Timestamp::now();
+    set_validity(&mut params, now, now + SignedDuration::from_hours(24 * days));
+    Ok(params)
+}
+
+fn set_validity(params: &mut CertificateParams, now: Timestamp, until: Timestamp) {
     let at = |time: Timestamp| {
         let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
         rcgen::date_time_ymd(date.year().into(), date.month() as u8, date.day() as u8)
-            + std::time::Duration::from_secs((time.as_second().rem_euclid(86_400)) as u64)
+            + Duration::from_secs((time.as_second().rem_euclid(86_400)) as u64)
     };
     params.not_before = at(now - SignedDuration::from_mins(5));
-    params.not_after = at(now + SignedDuration::from_hours(24 * days));
-    Ok(params)
+    params.not_after = at(until);
 }
 
 fn subject(common_name: &str, group: Option<&str>) -> DistinguishedName {
@@ -260,6 +314,10 @@ fn expires_soon(pem: &str) -> bool {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use leme_controllers::certificates::Signer;
+    use rcgen::PublicKeyData;
+    use x509_parser::pem::parse_x509_pem;
+
     use super::*;
 
     fn names() -> Vec<String> {
@@ -296,5 +354,44 @@ mod tests {
             let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
+    }
+
+    fn request(groups: &[&str]) -> (String, KeyPair) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        for (n, group) in groups.iter().enumerate() {
+            // rcgen keeps one value of a kind.
+            let kind = if n == 0 { DnType::OrganizationName } else { DnType::CustomDnType(vec![2, 5, 4, 10]) };
+            params.distinguished_name.push(kind, *group);
+        }
+        params.distinguished_name.push(DnType::CommonName, "jane");
+        params.subject_alt_names.push(SanType::IpAddress([192, 0, 2, 1].into()));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        (params.serialize_request(&key).unwrap().pem().unwrap(), key)
+    }
+
+    #[test]
+    fn a_signed_request_keeps_its_whole_subject_and_gets_the_usages_it_asked_for_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::open(directory.path(), "ca", "kubernetes").unwrap();
+        let (pem, key) = request(&["a", "b"]);
+        let usages = ["client auth".to_owned(), "digital signature".to_owned()];
+        let signed = authority.sign(pem.as_bytes(), &usages, Duration::from_secs(3600)).unwrap();
+        let (_, block) = parse_x509_pem(&signed).unwrap();
+        let certificate = block.parse_x509().unwrap();
+        let (_, own) = parse_x509_pem(authority.certificate.as_bytes()).unwrap();
+        certificate.verify_signature(Some(own.parse_x509().unwrap().public_key())).unwrap();
+        assert_eq!(certificate.subject().to_string(), "O=a, O=b, CN=jane");
+        assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
+        assert!(!certificate.is_ca(), "whatever it asked for");
+        let extended = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(extended.client_auth && !extended.server_auth);
+        assert!(covers(std::str::from_utf8(&signed).unwrap(), &["192.0.2.1".to_owned()]));
+        let left = certificate.validity().not_after.timestamp() - Timestamp::now().as_second();
+        assert!((3590..=3600).contains(&left), "{left}");
+        let forever = authority.sign(pem.as_bytes(), &usages, Duration::from_secs(1 << 30)).unwrap();
+        let until = |pem: &str| parse_leaf(pem, |c| c.validity().not_after.timestamp());
+        assert_eq!(until(std::str::from_utf8(&forever).unwrap()), until(&authority.certificate));
     }
 }

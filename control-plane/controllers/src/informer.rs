@@ -12,6 +12,7 @@ use futures::{StreamExt, future::join_all};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
+        certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
@@ -211,6 +212,7 @@ pub struct Informers {
     pub namespaces: Arc<Informer<Namespace>>,
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     pub root_ca_configmaps: Arc<Informer<ConfigMap>>,
+    pub certificate_requests: Arc<Informer<CertificateSigningRequest>>,
 }
 
 impl Informers {
@@ -227,7 +229,8 @@ impl Informers {
             endpointslices: Informer::new(client.clone()),
             namespaces: Informer::new(client.clone()),
             service_accounts: Informer::new(client.clone()),
-            root_ca_configmaps: Informer::filtered(client, root_ca),
+            root_ca_configmaps: Informer::filtered(client.clone(), root_ca),
+            certificate_requests: Informer::new(client),
         })
     }
 
@@ -250,6 +253,7 @@ impl Informers {
             start(&self.namespaces, &shutdown),
             start(&self.service_accounts, &shutdown),
             start(&self.root_ca_configmaps, &shutdown),
+            start(&self.certificate_requests, &shutdown),
         ])
         .await;
     }

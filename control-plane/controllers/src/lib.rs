@@ -8,6 +8,7 @@
 //! controller holds each key once, and a reconciler looks at the informers and acts; what it is woken for does not matter.
 
 pub mod backends;
+pub mod certificates;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
@@ -33,6 +34,7 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use certificates::Signer;
 use informer::Informers;
 
 /// What the controllers need to know beyond the API.
@@ -52,7 +54,7 @@ pub struct Options {
 pub type MakeClient = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 
 /// Runs every controller and the scheduler until `shutdown`. Losing the API is retried, never fatal.
-pub async fn run(make_client: MakeClient, options: Options, shutdown: CancellationToken) {
+pub async fn run(make_client: MakeClient, options: Options, signer: Arc<dyn Signer>, shutdown: CancellationToken) {
     let account = |name: &str| make_client(&format!("system:serviceaccount:kube-system:{name}"));
     let informers = Informers::new(make_client("system:kube-controller-manager"));
     let mut tasks = JoinSet::new();
@@ -63,6 +65,7 @@ pub async fn run(make_client: MakeClient, options: Options, shutdown: Cancellati
     tasks.spawn(endpoints::start(account("endpoint-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(namespace::start(account("namespace-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(service_account::start(account("service-account-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(certificates::start(account("certificate-controller"), informers.clone(), signer, shutdown.clone()));
     tasks.spawn(root_ca::start(
         account("root-ca-cert-publisher"),
         informers.clone(),
@@ -93,6 +96,15 @@ mod tests {
 
     use super::*;
 
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Signer for Nobody {
+        fn sign(&self, _request: &[u8], _usages: &[String], _lifetime: Duration) -> anyhow::Result<Vec<u8>> {
+            anyhow::bail!("nobody signs here")
+        }
+    }
+
     /// A client of an API that takes every request and answers none.
     fn unanswered(_account: &str) -> Client {
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
@@ -110,7 +122,7 @@ mod tests {
             node_grace_period: Duration::from_secs(50),
         };
         let shutdown = CancellationToken::new();
-        let controllers = tokio::spawn(run(Arc::new(unanswered), options, shutdown.clone()));
+        let controllers = tokio::spawn(run(Arc::new(unanswered), options, Arc::new(Nobody), shutdown.clone()));
         tokio::task::yield_now().await;
         shutdown.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(1), controllers).await;

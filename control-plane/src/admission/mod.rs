@@ -2,6 +2,7 @@
 //!
 //! One file per upstream plugin; called by the writers in `api` with the object, never with a request.
 
+mod certificates;
 mod namespace_lifecycle;
 mod pod_defaults;
 mod service_account;
@@ -17,6 +18,9 @@ use crate::{
 pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, object: &mut Value) -> Outcome<()> {
     namespace_lifecycle::create(app, resource, scope, object).await?;
     node::restrict(user, resource, Some(object), None)?;
+    if resource.kind == certificates::KIND {
+        certificates::create(resource, object)?;
+    }
     if resource.group.is_empty() && resource.plural == "pods" {
         service_account::create(app, scope, object).await?;
         pod_defaults::create(object)?;
@@ -24,8 +28,18 @@ pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, ob
     Ok(())
 }
 
-pub fn update(user: &User, resource: &Resource, subresource: &str, object: &mut Value, old: &Value) -> Outcome<()> {
+pub async fn update(
+    app: &App,
+    user: &User,
+    resource: &Resource,
+    subresource: &str,
+    object: &mut Value,
+    old: &Value,
+) -> Outcome<()> {
     node::restrict(user, resource, Some(object), Some(old))?;
+    if resource.kind == certificates::KIND {
+        certificates::update(app, user, resource, subresource, object, old).await?;
+    }
     if resource.group.is_empty() && resource.plural == "pods" && subresource.is_empty() {
         pod_defaults::update(object, old);
     }

@@ -100,7 +100,7 @@ impl Writer<'_> {
     pub fn context<'b>(&'b self, subresource: &'b str) -> Context<'b> {
         Context {
             resource: self.kind.resource,
-            user: &self.user.name,
+            user: self.user,
             now: Timestamp::now(),
             subresource: (!subresource.is_empty()).then_some(subresource),
         }

@@ -1,5 +1,7 @@
 //! The handlers' behaviour, through the router, with real authentication, authorization, admission and store.
 
+mod certificates;
+
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -8,6 +10,7 @@ use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::App;
@@ -15,7 +18,7 @@ use crate::{
     Config,
     auth::{MASTERS, User, authenticate::InProcess},
     bootstrap,
-    pki::{Pki, apiserver_names},
+    pki::{Authority, Pki, apiserver_names},
 };
 
 const CONFIGMAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -36,6 +39,18 @@ pub struct Answer {
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::with_authority().await.0
+    }
+
+    /// With the controllers beside it, which end with the test's runtime.
+    async fn start_with_controllers() -> Self {
+        let (cluster, authority) = Self::with_authority().await;
+        let (app, config) = (cluster.app.clone(), cluster.app.config.clone());
+        tokio::spawn(async move { crate::run_controllers(&app, &config, authority, CancellationToken::new()).await });
+        cluster
+    }
+
+    async fn with_authority() -> (Self, Authority) {
         let directory = tempfile::tempdir().unwrap();
         let config = Config::new([192, 0, 2, 10].into(), directory.path());
         let names = apiserver_names("cluster.local", config.kubernetes_address(), config.advertise, &[]);
@@ -46,7 +61,7 @@ impl Cluster {
         let cluster = Self { app, _directory: directory };
         let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "default"}});
         assert_eq!(cluster.post("/api/v1/namespaces/default/serviceaccounts", account).await.status, 201);
-        cluster
+        (cluster, pki.cluster)
     }
 
     /// A request as somebody; the admin's groups come with the name.

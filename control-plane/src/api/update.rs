@@ -181,7 +181,7 @@ impl Writer<'_> {
     ) -> Outcome<()> {
         let resource = self.resource();
         keep(object, base);
-        admission::update(self.user, resource, subresource, object, base)?;
+        admission::update(self.app, self.user, resource, subresource, object, base).await?;
         escalation::check(self.app, self.user, resource, object, Some(base)).await?;
         if subresource == "binding" {
             // A binding is not an update by the user: it changes what an update may not.

@@ -19,6 +19,10 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const NODES: &str = "system:nodes";
 
+/// For tests of what does not depend on who asks.
+#[cfg(test)]
+pub static NOBODY: User = User { name: String::new(), uid: String::new(), groups: Vec::new(), extra: BTreeMap::new() };
+
 /// An identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {

@@ -40,6 +40,7 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ("networking.k8s.io", "servicecidrs", READ),
     ("node.k8s.io", "runtimeclasses", READ),
     ("storage.k8s.io", "csidrivers", READ),
+    ("certificates.k8s.io", "certificatesigningrequests", &["create", "get", "list", "watch"]),
     ("coordination.k8s.io", "leases", &["get", "create", "update", "patch", "delete"]),
     ("authentication.k8s.io", "tokenreviews", &["create"]),
     ("authorization.k8s.io", "subjectaccessreviews", &["create"]),

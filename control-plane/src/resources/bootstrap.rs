@@ -185,6 +185,15 @@ const CONTROLLERS: &[(&str, &[Rule])] = &[
         &[("", "pods", "delete,list,watch"), ("", "nodes", "get,list,watch"), ("", "pods/status", "patch")],
     ),
     ("generic-garbage-collector", &[("*", "*", "delete,get,list,patch,update,watch"), EVENTS]),
+    (
+        "certificate-controller",
+        &[
+            ("certificates.k8s.io", "certificatesigningrequests", "delete,get,list,watch"),
+            ("certificates.k8s.io", "certificatesigningrequests/approval,certificatesigningrequests/status", "update"),
+            ("authorization.k8s.io", "subjectaccessreviews", "create"),
+            EVENTS,
+        ],
+    ),
     ("root-ca-cert-publisher", &[("", "configmaps", "create,get,list,update,watch"), ("", "namespaces", READ), EVENTS]),
     ("ttl-controller", &[("", "nodes", "list,patch,update,watch"), EVENTS]),
 ];
@@ -193,14 +202,62 @@ const CONTROLLERS: &[(&str, &[Rule])] = &[
 pub fn bootstrap_rbac() -> Vec<Value> {
     let mut objects = user_roles();
     objects.extend(system_roles());
+    objects.extend(certificate_roles());
     objects.extend(bindings());
     objects.extend(CONTROLLERS.iter().flat_map(|(name, rules)| {
         let role = format!("system:controller:{name}");
         let account = json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"});
-        [cluster_role(&role, expand(rules)), cluster_binding(&role, &role, account)]
+        [cluster_role(&role, controller_rules(name, rules)), cluster_binding(&role, &role, account)]
     }));
     objects.extend(namespaced());
     objects
+}
+
+const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
+const LEGACY: &str = "kubernetes.io/legacy-unknown";
+
+/// What a controller may do, signers by name included.
+fn controller_rules(name: &str, rules: &[Rule]) -> Vec<Value> {
+    let mut rules = expand(rules);
+    if name == "certificate-controller" {
+        rules.push(signers("approve", &[KUBELET_CLIENT]));
+        rules.push(signers("sign", &[API_CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY]));
+    }
+    rules
+}
+
+fn signers(verb: &'static str, names: &[&str]) -> Value {
+    let mut rule = resource_rule(("certificates.k8s.io", "signers", verb));
+    rule["resourceNames"] = json!(names);
+    rule
+}
+
+/// Who may ask for certificates that are approved without a person, and who may approve the others.
+fn certificate_roles() -> Vec<Value> {
+    let requests = "system:certificates.k8s.io:certificatesigningrequests";
+    let mut roles: Vec<Value> = [
+        ("nodeclient", "certificatesigningrequests/nodeclient"),
+        ("selfnodeclient", "certificatesigningrequests/selfnodeclient"),
+    ]
+    .into_iter()
+    .map(|(name, resource)| {
+        let rule = ("certificates.k8s.io", resource, "create");
+        cluster_role(&format!("{requests}:{name}"), expand(&[rule]))
+    })
+    .collect();
+    for (name, signer) in [
+        ("kube-apiserver-client-approver", API_CLIENT),
+        ("kube-apiserver-client-kubelet-approver", KUBELET_CLIENT),
+        ("kubelet-serving-approver", KUBELET_SERVING),
+        ("legacy-unknown-approver", LEGACY),
+    ] {
+        roles.push(cluster_role(&format!("system:certificates.k8s.io:{name}"), vec![signers("approve", &[signer])]));
+    }
+    let ask = ("certificates.k8s.io", "certificatesigningrequests", "create,get,list,watch");
+    roles.push(cluster_role("system:node-bootstrapper", expand(&[ask])));
+    roles
 }
 
 /// cluster-admin, and admin ⊃ edit ⊃ view as aggregates whose parts others may add to.

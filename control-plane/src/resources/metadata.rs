@@ -191,11 +191,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::resources::by_plural;
+    use crate::{auth::NOBODY, resources::by_plural};
 
     fn complaints(plural: &str, metadata: Value) -> Vec<String> {
         let resource = by_plural("", "v1", plural).unwrap();
-        let context = Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None };
+        let context = Context { resource, user: &NOBODY, now: Timestamp::UNIX_EPOCH, subresource: None };
         let errors = validate_create(&context, &json!({"metadata": metadata}));
         errors.into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
     }
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn what_is_being_deleted_gets_no_new_finalizers() {
         let resource = by_plural("", "v1", "nodes").unwrap();
-        let context = Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None };
+        let context = Context { resource, user: &NOBODY, now: Timestamp::UNIX_EPOCH, subresource: None };
         let old = json!({"metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
         let mut new = old.clone();
         new["metadata"]["finalizers"] = json!(["a.b/c"]);

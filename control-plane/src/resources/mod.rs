@@ -4,6 +4,7 @@
 mod age;
 mod apps;
 mod bootstrap;
+mod certificates;
 mod configmap;
 mod discovery;
 mod event;
@@ -29,6 +30,7 @@ use serde_json::Value;
 pub use age::{age, human_duration};
 pub use apps::{apply_scale, scale_of};
 pub use bootstrap::bootstrap_rbac;
+pub use certificates::organizations;
 pub use metadata::{NameRule, validate_create, validate_update};
 pub use pod::{BindError, bind};
 pub use service::repair;

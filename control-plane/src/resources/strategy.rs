@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{NameRule, Resource, StorageView};
+use crate::auth::User;
 
 /// One line of a `Status`'s causes: `spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range`.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +24,7 @@ pub struct FieldError {
 /// Who asks and when: what a strategy may need beyond the object.
 pub struct Context<'a> {
     pub resource: &'a Resource,
-    pub user: &'a str,
+    pub user: &'a User,
     pub now: Timestamp,
     /// The subresource being written: `status`, `scale`, `binding`…
     pub subresource: Option<&'a str>,

@@ -1,8 +1,8 @@
 //! The rows. Order is the order of discovery.
 
 use super::{
-    Column, Resource, Strategy, Subresource, apps, configmap, discovery, event, lease, namespace, networking, node,
-    pod, rbac, secret, service, serviceaccount,
+    Column, Resource, Strategy, Subresource, apps, certificates, configmap, discovery, event, lease, namespace,
+    networking, node, pod, rbac, secret, service, serviceaccount,
 };
 
 const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -373,6 +373,30 @@ pub static TABLE: &[Resource] = &[
         "subjectaccessreview",
         false,
     ),
+    Resource {
+        short: &["csr"],
+        namespaced: false,
+        subresources: &[
+            part("approval", ("certificates.k8s.io", "v1", "CertificateSigningRequest"), READ_WRITE),
+            part("status", ("certificates.k8s.io", "v1", "CertificateSigningRequest"), READ_WRITE),
+        ],
+        fields: &["spec.signerName"],
+        ..row(
+            ("certificates.k8s.io", "v1", "io.k8s.api.certificates.v1.CertificateSigningRequest"),
+            "CertificateSigningRequest",
+            "certificatesigningrequests",
+            "certificatesigningrequest",
+            &certificates::CertificateSigningRequest,
+            &[
+                NAME,
+                AGE,
+                column("SignerName", "Who is asked to sign."),
+                column("Requestor", "Who asks."),
+                column("RequestedDuration", "How long the certificate shall be valid."),
+                column("Condition", "What came of it."),
+            ],
+        )
+    },
     Resource {
         short: &["ip"],
         namespaced: false,

@@ -2,10 +2,11 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::*;
+use crate::auth::NOBODY;
 
 fn context(plural: &str) -> Context<'static> {
     let resource = TABLE.iter().find(|r| r.plural == plural && r.group != "events.k8s.io").unwrap();
-    Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None }
+    Context { resource, user: &NOBODY, now: Timestamp::UNIX_EPOCH, subresource: None }
 }
 
 fn complaints(plural: &str, object: Value) -> Vec<String> {

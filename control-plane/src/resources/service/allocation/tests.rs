@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 
 use super::*;
+use crate::auth::NOBODY;
 use crate::resources::{Ranges, Strategy, by_plural, service::Service};
 
 /// Objects by (resource, name), and what a committed transaction does to them.
@@ -43,7 +44,7 @@ impl Memory {
 
 fn context() -> Context<'static> {
     let resource = by_plural("", "v1", "services").unwrap();
-    Context { resource, user: "", now: Timestamp::UNIX_EPOCH, subresource: None }
+    Context { resource, user: &NOBODY, now: Timestamp::UNIX_EPOCH, subresource: None }
 }
 
 fn service(spec: Value) -> Value {
