@@ -145,6 +145,14 @@ impl Host {
         Ok(())
     }
 
+    /// How fast a pod may send and receive.
+    pub fn limit(&mut self, pod: &str, limits: Limits) -> Result<()> {
+        let Self { network, datapath, .. } = self;
+        let address: IpAddr = pod.parse()?;
+        let spec = datapath.endpoints()?.into_iter().find(|spec| spec.addr == address).context("a pod of this node")?;
+        network.within(|| Ok(datapath.add_endpoint(&EndpointSpec { limits, ..spec })?))
+    }
+
     pub fn feed(&mut self, objects: &[Value]) -> Result<()> {
         objects.iter().try_for_each(|object| feed(&mut self.snapshot, object))?;
         self.reconcile()
