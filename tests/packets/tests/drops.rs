@@ -4,6 +4,7 @@
 
 use aya::maps::{HashMap, Map, MapData};
 use leme_abi::{Addr, DropReason, Port, Translation, Tuple};
+use leme_datapath::{Config, Limits, Rate};
 use leme_tests_packets::{
     Frame, Node, Site, Verdict,
     frame::{ACK, SYN},
@@ -13,10 +14,10 @@ use leme_tests_packets::{
     traffic::soon,
 };
 use serde_json::Value;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 /// Served by: nobody; a pod that is not there; a pod of a range that is nobody's; a pod of the other node; somebody
-/// outside.
+/// outside; somebody outside to whom no port is left.
 fn services() -> Vec<Value> {
     [
         service("none", "10.96.0.51", 30081, &[]),
@@ -24,6 +25,7 @@ fn services() -> Vec<Value> {
         service("unclaimed", "10.96.0.53", 30083, &[("10.244.77.9", "b")]),
         service("remote", "10.96.0.54", 30084, &[("10.244.2.9", "b")]),
         service("outside", "10.96.0.55", 30085, &[("192.0.2.77", "")]),
+        service("full", "10.96.0.58", 30088, &[("192.0.2.78", "")]),
         elsewhere(),
         guarded(),
     ]
@@ -49,6 +51,8 @@ fn guarded() -> Vec<Value> {
 
 const POD: &str = "10.244.1.2:40000";
 const OUTSIDE: &str = "198.51.100.2:5000";
+/// What a Service for others is reached at.
+const GUARDED: &str = "203.0.113.7:80";
 /// Offsets in the IP header.
 const VERSION: u32 = 0;
 const TOTAL: u32 = 2;
@@ -110,7 +114,8 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
         DropReason::NoRoute => vec![to("10.244.77.1:80"), to("10.96.0.53:80")],
         DropReason::NoBackend => vec![to("10.96.0.51:80"), Frame::udp(POD, "10.96.0.51:80"), to("10.89.0.12:30081")],
         DropReason::NoLocalBackend => vec![to("10.96.0.56:80")],
-        DropReason::NoPort => vec![to(FULL)],
+        DropReason::NoPort => vec![to(FULL), to("10.96.0.58:80")],
+        DropReason::SourceRange => vec![to(GUARDED)],
         DropReason::Multicast => vec![to("224.0.0.251:5353"), to("255.255.255.255:67")],
         DropReason::Martian => vec![to("127.0.0.1:80"), to("127.255.0.1:80"), to("0.0.0.0:80"), to("0.1.2.3:80")],
         DropReason::Fragment => vec![
@@ -118,6 +123,8 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             later(POD, OUTSIDE),
             // The first of this one was refused above.
             later(POD, "10.96.0.51:80"),
+            // Its checksum covers what is in other fragments.
+            Frame::sctp(POD, OUTSIDE, 1).with(PLACE, &MORE),
         ],
         DropReason::TimeToLive => [0, 1].map(|ttl| to(OUTSIDE).with(TTL, &[ttl])).into(),
         DropReason::Untracked => {
@@ -128,11 +135,7 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             vec![large("10.244.2.9:80"), large("10.96.0.54:80")]
         }
         // The kernel's maps make room by themselves, and it refuses no edit of a packet that was parsed.
-        DropReason::RateLimited
-        | DropReason::MapFull
-        | DropReason::Helper
-        | DropReason::Tunnel
-        | DropReason::SourceRange => Vec::new(),
+        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
 
@@ -156,14 +159,15 @@ fn nic_ingress(reason: DropReason) -> Vec<Frame> {
         DropReason::NoRoute => vec![to("10.89.0.11:30083")],
         DropReason::NoBackend => vec![to("10.89.0.11:30081"), Frame::udp(OUTSIDE, "10.89.0.11:30081")],
         DropReason::NoLocalBackend => vec![to("10.89.0.11:30086")],
-        DropReason::SourceRange => vec![to("203.0.113.7:80")],
+        DropReason::SourceRange => vec![to(GUARDED)],
+        DropReason::NoPort => vec![to("10.89.0.11:30088")],
         DropReason::TimeToLive => [0, 1].map(|ttl| to("10.89.0.11:30085").with(TTL, &[ttl])).into(),
         DropReason::TooBig => {
             vec![Frame::udp(OUTSIDE, "10.89.0.11:30084").long(1431).with(PLACE, &DONT)]
         }
         // What is not of a Service is the stack's to judge.
         DropReason::NotIp | DropReason::Multicast | DropReason::Martian | DropReason::Fragment => Vec::new(),
-        DropReason::NoPort | DropReason::Untracked => Vec::new(),
+        DropReason::Untracked => Vec::new(),
         DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
@@ -179,8 +183,10 @@ fn nic_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::TooBig => vec![Frame::udp("10.89.0.11:40000", "10.96.0.54:80").long(1431).with(PLACE, &DONT)],
         DropReason::TimeToLive => vec![to("10.96.0.55:80").with(TTL, &[1])],
         DropReason::NoLocalBackend => vec![to("10.96.0.56:80")],
+        DropReason::SourceRange => vec![to(GUARDED)],
+        DropReason::NoPort => vec![to("10.96.0.58:80")],
         DropReason::Spoofed | DropReason::NotIp | DropReason::Multicast | DropReason::Martian => Vec::new(),
-        DropReason::SourceRange | DropReason::Fragment | DropReason::NoPort | DropReason::Untracked => Vec::new(),
+        DropReason::Fragment | DropReason::Untracked => Vec::new(),
         DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
     }
 }
@@ -211,9 +217,10 @@ fn overlay_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::NotIp => [0x0806, 0x86dd, 0x8100].map(|kind| to("10.244.2.9:80").of_type(kind)).into(),
         DropReason::NoRoute => vec![to("10.244.77.1:80"), to("10.89.0.11:1"), to(OUTSIDE)],
         DropReason::Fragment => vec![later("10.89.0.11:40000", "10.244.2.9:80")],
+        DropReason::NoPort => vec![to(FULL_POD)],
         // Refused as unrouted before anything else.
         DropReason::NoEndpoint | DropReason::Spoofed | DropReason::Multicast | DropReason::Martian => Vec::new(),
-        DropReason::NoBackend | DropReason::NoPort | DropReason::Untracked => Vec::new(),
+        DropReason::NoBackend | DropReason::Untracked => Vec::new(),
         DropReason::TimeToLive | DropReason::TooBig | DropReason::NoLocalBackend | DropReason::SourceRange => {
             Vec::new()
         }
@@ -269,19 +276,33 @@ fn check(node: &Node, program: &str, device: &str, direction: &str, rows: fn(Dro
     }
 }
 
-/// Where no source port is left.
+/// Where no source port is left: outside, behind a Service, at a pod of the other node.
 const FULL: &str = "198.51.100.9:443";
+const FULL_BACKEND: &str = "192.0.2.78:8080";
+const FULL_POD: &str = "10.244.2.78:80";
 
-/// Makes all connections that the node could have to `FULL`.
+/// So few ports that they are soon taken, and room for who takes them.
+fn crowd(config: &mut Config) {
+    config.ports = (12_000, 13_000);
+    config.sizes.connections = 16_384;
+}
+
+/// Makes all connections that the node could have to those.
 fn take_all_ports(node: &Node) {
+    for (remote, own) in [(FULL, "10.89.0.11"), (FULL_BACKEND, "10.89.0.11"), (FULL_POD, "10.244.1.1")] {
+        take_ports(node, remote.parse().unwrap(), own.parse().unwrap());
+    }
+}
+
+fn take_ports(node: &Node, remote: SocketAddrV4, own: Ipv4Addr) {
     let map = MapData::from_pin(node.datapath.config().pin_dir.join("nat")).unwrap();
     let mut map: HashMap<_, [u8; 40], [u8; 44]> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
     let (min, max) = node.datapath.config().ports;
     for port in min..=max {
         let answer = Tuple {
-            src: Ipv4Addr::new(198, 51, 100, 9).into(),
-            dst: Ipv4Addr::new(10, 89, 0, 11).into(),
-            sport: Port::new(443),
+            src: (*remote.ip()).into(),
+            dst: own.into(),
+            sport: Port::new(remote.port()),
             dport: Port::new(port),
             proto: 6,
             reserved: [0; 3],
@@ -295,24 +316,24 @@ fn take_all_ports(node: &Node) {
 
 #[test]
 fn a_pod_is_told_or_counted() {
-    in_namespace_with(
-        services(),
-        |config| config.ports = (12_000, 13_000),
-        |node| {
-            take_all_ports(node);
-            check(node, "from_pod", "pod2", "egress", from_pod);
-        },
-    );
+    in_namespace_with(services(), crowd, |node| {
+        take_all_ports(node);
+        check(node, "from_pod", "pod2", "egress", from_pod);
+    });
 }
 
 #[test]
 fn the_outside_is_told_or_counted() {
-    in_namespace(services(), |node| check(node, "nic_ingress", "eth0", "ingress", nic_ingress));
+    in_namespace_with(services(), crowd, |node| {
+        take_all_ports(node);
+        check(node, "nic_ingress", "eth0", "ingress", nic_ingress);
+    });
 }
 
 #[test]
 fn the_node_is_told_or_counted() {
-    in_namespace(services(), |node| {
+    in_namespace_with(services(), crowd, |node| {
+        take_all_ports(node);
         check(node, "nic_egress", "eth0", "egress", nic_egress);
         check(node, "to_pod", "pod2", "ingress", to_pod);
         check(node, "overlay_egress", "leme-vxlan", "egress", overlay_egress);
@@ -336,6 +357,36 @@ fn what_comes_through_the_tunnel_is_counted() {
             assert_eq!(site.a.counter(&counter), expected);
         }
     }
+}
+
+/// Sent through the tunnel to node `a`.
+fn through_the_tunnel(site: &Site, frame: &Frame) {
+    let socket = site.router.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    socket.send_to(&[&[8, 0, 0, 0, 0, 0, 1, 0], &frame.0[..]].concat(), (A, 4789)).unwrap();
+}
+
+#[test]
+fn an_answer_that_has_come_too_far_is_counted_on_its_way_out_of_the_tunnel() {
+    let site = Site::new(&services()).unwrap();
+    let client = site.far.within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    client.send_to(b"who", "10.89.1.11:30084").unwrap();
+    let known = || leme_datapath::connections(&site.a.datapath.config().pin_dir).unwrap().pop();
+    soon(|| known().is_some());
+    let there = known().unwrap().translated.unwrap();
+    let answer = Frame::udp(&there.destination.to_string(), &there.source.to_string());
+    through_the_tunnel(&site, &answer.with(TTL, &[1]));
+    soon(|| site.a.counter("time_to_live/ingress") == 1);
+}
+
+#[test]
+fn what_a_pod_may_not_receive_is_counted_on_its_way_out_of_the_tunnel() {
+    let mut site = Site::new(&[]).unwrap();
+    let slowest = Some(Rate { bytes_per_second: 1, burst: 0 });
+    site.a.limit("10.244.1.3", Limits { ingress: slowest, egress: None }).unwrap();
+    for _ in 0..2 {
+        through_the_tunnel(&site, &Frame::udp("10.244.2.2:40000", "10.244.1.3:80"));
+    }
+    soon(|| site.a.counter("rate_limited/ingress") == 1);
 }
 
 #[test]
