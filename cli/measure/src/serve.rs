@@ -3,13 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 
 use crate::load::{CHUNK, Kind, MESSAGE};
 
@@ -19,6 +21,8 @@ const THREADS: usize = 8;
 const QUEUE: usize = 8 << 20;
 /// How long no datagram comes before all have.
 const SILENCE: Duration = Duration::from_millis(1);
+/// On a machine with much else to do the first one may be long in coming.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Listens on both protocols with threads that live as long as the process. Port 0 is any; returns the one it became.
 pub fn start(port: u16) -> Result<u16> {
@@ -31,23 +35,29 @@ pub fn start(port: u16) -> Result<u16> {
     if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
         setsockopt(&socket, sockopt::RcvBuf, &QUEUE)?;
     }
-    let (listener, datagrams) = (Arc::new(listener), Arc::new(AtomicU64::new(0)));
+    let (listener, datagrams) = (Arc::new(listener), Arc::new(Datagrams { socket, count: AtomicU64::new(0) }));
     for _ in 0..THREADS {
         let (listener, datagrams) = (Arc::clone(&listener), Arc::clone(&datagrams));
         thread::spawn(move || accept(&listener, &datagrams));
     }
-    thread::spawn(move || receive(&socket, &datagrams));
+    thread::spawn(move || datagrams.receive());
     Ok(port)
 }
 
+/// Where datagrams arrive, and how many of a flood have been taken.
+struct Datagrams {
+    socket: UdpSocket,
+    count: AtomicU64,
+}
+
 /// A client that goes away in the middle is no concern of the next.
-fn accept(listener: &TcpListener, datagrams: &AtomicU64) {
+fn accept(listener: &TcpListener, datagrams: &Datagrams) {
     for stream in listener.incoming().flatten() {
         let _ = answer(stream, datagrams);
     }
 }
 
-fn answer(mut stream: TcpStream, datagrams: &AtomicU64) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, datagrams: &Datagrams) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut message = [0; MESSAGE];
     loop {
@@ -57,9 +67,10 @@ fn answer(mut stream: TcpStream, datagrams: &AtomicU64) -> std::io::Result<()> {
             Some(Kind::Requests) => stream.write_all(&message)?,
             Some(Kind::Throughput) => return count_bytes(stream),
             Some(Kind::Datagrams) => {
-                datagrams.store(0, Ordering::Relaxed);
+                datagrams.count.store(0, Ordering::Relaxed);
                 stream.write_all(&message)?;
-                return count_datagrams(stream, datagrams);
+                stream.read_to_end(&mut Vec::new())?;
+                return stream.write_all(&datagrams.total().to_be_bytes());
             }
             Some(Kind::FirstPackets) | None => return Ok(()),
         }
@@ -77,27 +88,34 @@ fn count_bytes(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Waits for the client's end of it and for the last datagram.
-fn count_datagrams(mut stream: TcpStream, datagrams: &AtomicU64) -> std::io::Result<()> {
-    stream.read_to_end(&mut Vec::new())?;
-    let mut total = datagrams.load(Ordering::Relaxed);
-    loop {
-        thread::sleep(SILENCE);
-        match datagrams.load(Ordering::Relaxed) {
-            same if same == total => return stream.write_all(&total.to_be_bytes()),
-            more => total = more,
+impl Datagrams {
+    /// Once the last one has been taken: none waits, and none has come for a moment.
+    fn total(&self) -> u64 {
+        let (began, mut before) = (Instant::now(), 0);
+        loop {
+            thread::sleep(SILENCE);
+            let count = self.count.load(Ordering::Relaxed);
+            if count == before && self.is_drained() && (count > 0 || began.elapsed() > PATIENCE) {
+                return count;
+            }
+            before = count;
         }
     }
-}
 
-fn receive(socket: &UdpSocket, datagrams: &AtomicU64) {
-    let mut message = [0; MESSAGE];
-    loop {
-        // An error is one that an earlier answer met.
-        let Ok((length, from)) = socket.recv_from(&mut message) else { continue };
-        match Kind::from_byte(message[0]) {
-            Some(Kind::FirstPackets) => drop(socket.send_to(&message[..length], from)),
-            _ => drop(datagrams.fetch_add(1, Ordering::Relaxed)),
+    fn is_drained(&self) -> bool {
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.socket.as_raw_fd(), &mut [0; 1], look) == Err(Errno::EAGAIN)
+    }
+
+    fn receive(&self) {
+        let mut message = [0; MESSAGE];
+        loop {
+            // An error is one that an earlier answer met.
+            let Ok((length, from)) = self.socket.recv_from(&mut message) else { continue };
+            match Kind::from_byte(message[0]) {
+                Some(Kind::FirstPackets) => drop(self.socket.send_to(&message[..length], from)),
+                _ => drop(self.count.fetch_add(1, Ordering::Relaxed)),
+            }
         }
     }
 }
