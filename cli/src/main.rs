@@ -197,3 +197,13 @@ fn restore_sigpipe() {
     // SAFETY: restores the default disposition before any thread exists.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_every_command_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -58,6 +58,18 @@ pub struct Etcd {
 }
 
 impl Etcd {
+    /// Whether it answers: for whoever wants to know before a server depends on it.
+    pub async fn check(&self) -> Result<()> {
+        match self.open().await?.revision().await {
+            Err(leme_store::Error::Unavailable { reason, .. }) => anyhow::bail!(reason),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    }
+
+    async fn open(&self) -> Result<leme_store::etcd::Etcd> {
+        Ok(leme_store::etcd::Etcd::connect(&self.endpoints, self.tls()?).await?)
+    }
+
     /// The authority, and a certificate with its key where etcd asks for one.
     fn tls(&self) -> Result<Option<leme_store::etcd::Tls>> {
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read {}", path.display()));
@@ -145,8 +157,11 @@ struct Server {
 
 impl Server {
     async fn prepare(config: &Config) -> Result<Self> {
-        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
-        let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listen on {}", config.bind))?;
+        std::fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
+        let listener = TcpListener::bind(config.bind).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen on {}; another port is --secure-port", config.bind))?;
         let address = listener.local_addr()?;
         let names = pki::apiserver_names(
             &config.cluster_domain,
@@ -179,7 +194,7 @@ async fn run_controllers(app: &Arc<App>, config: &Config, authority: pki::Author
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
     Ok(match &config.etcd {
         None => Arc::new(leme_store::embedded::Embedded::open(config.data_dir.join("state.db"))?),
-        Some(etcd) => Arc::new(leme_store::etcd::Etcd::connect(&etcd.endpoints, etcd.tls()?).await?),
+        Some(etcd) => Arc::new(etcd.open().await?),
     })
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod up;
 mod cgroup;
 mod claim;
 mod containerd;
+mod etcd;
 mod file;
 mod machine;
 mod mirror;
@@ -24,6 +25,7 @@ mod namespace;
 mod nic;
 mod process;
 mod ready;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -151,17 +153,9 @@ pub(crate) struct Cluster {
     /// Empty: the embedded store.
     pub(crate) etcd_endpoints: Vec<String>,
     #[serde(default)]
-    pub(crate) etcd_files: EtcdFiles,
+    pub(crate) etcd_files: etcd::Files,
     /// What this cluster made on the machine outside of its own directory.
     pub(crate) traces: Traces,
-}
-
-/// What speaks TLS with etcd; absolute paths.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct EtcdFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) certificate: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
 }
 
 /// Things on the machine that were not there before and are removed with the cluster.

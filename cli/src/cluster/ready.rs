@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -12,6 +12,8 @@ use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 
+/// The API server needs less than a second; a machine that is very busy, some.
+const SERVER_LIMIT: Duration = Duration::from_secs(45);
 const LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -22,20 +24,34 @@ pub(crate) async fn client(cluster: &Cluster) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// Whether the API server says it is ready.
-pub(crate) async fn server(cluster: &Cluster) -> Result<()> {
+/// Hears why something is not there yet.
+pub(crate) type Tell<'a> = &'a dyn Fn(&str);
+
+/// Waits until the API server says it is ready.
+pub(crate) async fn server(cluster: &Cluster, tell: Tell<'_>) -> Result<()> {
     let client = client(cluster).await?;
     let check = async || {
         let request = http::Request::get("/readyz").body(Vec::new())?;
-        client.request_text(request).await.map(drop).context("the API server is not ready")
+        let answer = client.request_text(request).await.map(drop);
+        answer.map_err(|error| match last_words(cluster) {
+            Some(words) => anyhow!("the server ended: {words}"),
+            None => anyhow::Error::from(error).context("it does not answer"),
+        })
     };
-    retry(check).await
+    retry(SERVER_LIMIT, tell, check).await
+}
+
+/// Why the server ended, if that is what it did last.
+fn last_words(cluster: &Cluster) -> Option<String> {
+    let log = std::fs::read_to_string(cluster.node_dir(cluster.control_plane()).join("log/server.log")).ok()?;
+    let last = log.lines().rev().find(|line| !line.trim().is_empty())?;
+    last.strip_prefix("error: ").map(str::to_owned)
 }
 
 /// Waits until every node is Ready.
-pub(crate) async fn nodes(cluster: &Cluster) -> Result<()> {
+pub(crate) async fn nodes(cluster: &Cluster, tell: Tell<'_>) -> Result<()> {
     let api: Api<ApiNode> = Api::all(client(cluster).await?);
-    retry(async || {
+    retry(LIMIT, tell, async || {
         let list = api.list(&Default::default()).await.context("the API server does not answer")?;
         let waiting: Vec<_> = cluster.nodes.iter().filter_map(|node| why_not_ready(&node.name, &list.items)).collect();
         if waiting.is_empty() { Ok(()) } else { bail!("{}", waiting.join("; ")) }
@@ -59,10 +75,10 @@ pub(crate) fn why_not_ready(name: &str, nodes: &[ApiNode]) -> Option<String> {
 }
 
 /// Waits until every node's name server resolves the cluster's own name.
-pub(crate) async fn names(cluster: &Cluster) -> Result<()> {
+pub(crate) async fn names(cluster: &Cluster, tell: Tell<'_>) -> Result<()> {
     let expected = cluster.service_subnet.nth(1).context("a service range without addresses")?;
     for node in &cluster.nodes {
-        retry(async || {
+        retry(LIMIT, tell, async || {
             let answer = resolve(SocketAddr::from((node.address, 53))).await;
             let answer = answer.with_context(|| format!("the name server on {} does not answer", node.name))?;
             if answer == expected { Ok(()) } else { bail!("{} resolves kubernetes.default to {answer}", node.name) }
@@ -94,16 +110,15 @@ async fn resolve(server: SocketAddr) -> Result<Ipv4Addr> {
     Ok(data.into())
 }
 
-async fn retry(check: impl AsyncFn() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
+async fn retry(limit: Duration, tell: Tell<'_>, check: impl AsyncFn() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + limit;
     loop {
-        match timeout(Duration::from_secs(5), check()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) if Instant::now() > deadline => {
-                return Err(error).context(format!("gave up after {LIMIT:?}"));
-            }
-            Err(_) if Instant::now() > deadline => bail!("gave up after {LIMIT:?}: no answer"),
-            _ => sleep(PAUSE).await,
+        let outcome = timeout(Duration::from_secs(5), check()).await;
+        let Err(error) = outcome.context("no answer within 5 s").flatten() else { return Ok(()) };
+        if Instant::now() > deadline {
+            return Err(error).context(format!("gave up after {limit:?}"));
         }
+        tell(&format!("{error:#}"));
+        sleep(PAUSE).await;
     }
 }

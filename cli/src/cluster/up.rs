@@ -3,22 +3,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use ipnetwork::Ipv4Network;
 use leme_control_plane::pki::{self, Authority, KubeconfigNames, Pki};
 use nix::mount::{MsFlags, mount};
 
 use super::claim::Claim;
 use super::file::File;
+use super::steps::Steps;
 use super::{
-    BPFFS, Cluster, EtcdFiles, Node, Traces, Which, containerd, kubeconfig, machine, namespace, nic, ready,
-    require_root,
+    BPFFS, Cluster, Node, Traces, Which, containerd, etcd, kubeconfig, machine, namespace, nic, ready, require_root,
 };
-use crate::output::{bold, green, say};
+use crate::output::{bold, say};
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -39,42 +37,15 @@ pub(crate) struct Options {
     /// Pull a registry's images from a mirror; one on this machine's loopback is reachable too
     #[arg(long, value_name = "HOST=URL", value_parser = mirror)]
     registry_mirror: Vec<(String, String)>,
-    /// Keep the state in this etcd instead of the embedded store
-    #[arg(long, value_delimiter = ',', value_name = "URL", value_parser = url)]
-    etcd_endpoints: Vec<String>,
-    /// Authority of etcd's certificate
-    #[arg(long, value_name = "FILE", requires = "etcd_endpoints", value_parser = existing_file)]
-    etcd_cafile: Option<PathBuf>,
-    /// Client certificate for etcd
-    #[arg(long, value_name = "FILE", requires_all = ["etcd_endpoints", "etcd_keyfile"], value_parser = existing_file)]
-    etcd_certfile: Option<PathBuf>,
-    /// Key of that certificate
-    #[arg(long, value_name = "FILE", requires = "etcd_certfile", value_parser = existing_file)]
-    etcd_keyfile: Option<PathBuf>,
-}
-
-impl Options {
-    fn check(&self) -> Result<()> {
-        match self.etcd_endpoints.iter().find(|url| url.starts_with("https://")) {
-            Some(url) if self.etcd_cafile.is_none() => bail!("who may {url} be? Name its authority with --etcd-cafile"),
-            _ => Ok(()),
-        }
-    }
-
-    fn etcd_files(&self) -> EtcdFiles {
-        EtcdFiles {
-            ca: self.etcd_cafile.clone(),
-            certificate: self.etcd_certfile.clone(),
-            key: self.etcd_keyfile.clone(),
-        }
-    }
+    #[command(flatten)]
+    etcd: etcd::Flags,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     require_root()?;
     containerd::check_programs()?;
     super::cgroup::unified()?;
-    options.check()?;
+    options.etcd.check()?;
     let file = options.config.as_deref().map(File::read).transpose()?;
     let mut which = options.which.clone();
     if let Some(name) = file.as_ref().and_then(|file| file.name.clone()).filter(|_| which.is_default()) {
@@ -120,9 +91,10 @@ async fn plan(options: &Options, which: &Which, file: Option<&File>, claim: &mut
     cluster.mirrors.extend(file.iter().flat_map(|file| file.registry_mirrors.clone()));
     cluster.mirrors.extend(options.registry_mirror.iter().cloned());
     if before == 0 {
-        cluster.etcd_endpoints.clone_from(&options.etcd_endpoints);
-        cluster.etcd_files = options.etcd_files();
+        cluster.etcd_endpoints.clone_from(&options.etcd.endpoints);
+        cluster.etcd_files = options.etcd.files();
     }
+    etcd::await_answer(&cluster.etcd_endpoints, &cluster.etcd_files)?;
     for field in file.iter().flat_map(|file| file.ignored()) {
         eprintln!("{} {field} means nothing to leme and is ignored", bold("note:"));
     }
@@ -147,7 +119,7 @@ async fn create(which: &Which, file: Option<&File>, others: &[Cluster]) -> Resul
         nodes: Vec::new(),
         mirrors: BTreeMap::new(),
         etcd_endpoints: Vec::new(),
-        etcd_files: EtcdFiles::default(),
+        etcd_files: etcd::Files::default(),
         traces: Traces { folders, ..Traces::default() },
     })
 }
@@ -204,7 +176,7 @@ fn expect_what_stays(cluster: &Cluster, options: &Options, file: Option<&File>) 
         let wanted = wanted.map(|it| it.to_string()).unwrap_or_default();
         bail!("cluster {} has the {what} {has}, which cannot become {wanted}: make it anew", cluster.name);
     }
-    if !options.etcd_endpoints.is_empty() && options.etcd_endpoints != cluster.etcd_endpoints {
+    if !options.etcd.endpoints.is_empty() && options.etcd.endpoints != cluster.etcd_endpoints {
         let has = match cluster.etcd_endpoints.as_slice() {
             [] => "in the embedded store".to_owned(),
             endpoints => format!("in etcd at {}", endpoints.join(",")),
@@ -322,29 +294,21 @@ async fn start_nodes(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
 
 async fn wait(cluster: &Cluster, steps: &Steps) -> Result<()> {
     let logs = || format!("see the logs in {}", cluster.folder.join("nodes/*/log").display());
-    steps.doing("Waiting for the API server");
-    ready::server(cluster).await.with_context(|| format!("{}{}", last_words(cluster), logs()))?;
+    let doing = |what| {
+        steps.doing(what);
+        move |why: &str| steps.waiting(what, why)
+    };
+    ready::server(cluster, &doing("Waiting for the API server")).await.with_context(logs)?;
     steps.done("API server ready");
-    steps.doing("Waiting for the nodes");
-    ready::nodes(cluster).await.with_context(logs)?;
+    ready::nodes(cluster, &doing("Waiting for the nodes")).await.with_context(logs)?;
     steps.done("Nodes ready");
-    steps.doing("Waiting for names");
-    ready::names(cluster).await.with_context(logs)?;
+    ready::names(cluster, &doing("Waiting for names")).await.with_context(logs)?;
     steps.done("Names resolve");
     Ok(())
 }
 
-/// What the server said last, if it said anything: most often why it is not there.
-fn last_words(cluster: &Cluster) -> String {
-    let log = cluster.node_dir(cluster.control_plane()).join("log/server.log");
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let last = text.lines().rev().find(|line| !line.trim().is_empty());
-    last.map(|line| format!("the server said: {line}; ")).unwrap_or_default()
-}
-
 fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
-    steps.bar.finish_and_clear();
-    let seconds = steps.began.elapsed().as_secs_f32();
+    let seconds = steps.finish();
     say(format_args!(
         "Cluster {} is ready after {seconds:.1} s; kubectl's context is {}.\n",
         bold(&cluster.name),
@@ -356,12 +320,7 @@ fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
     ));
 }
 
-/// Absolute: the server is started in another directory.
-fn existing_file(text: &str) -> Result<PathBuf, String> {
-    std::fs::canonicalize(text).map_err(|error| error.to_string())
-}
-
-fn url(text: &str) -> Result<String, String> {
+pub(super) fn url(text: &str) -> Result<String, String> {
     let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
     match rest {
         Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
@@ -375,31 +334,6 @@ fn mirror(text: &str) -> Result<(String, String), String> {
     parts
         .map(|(host, url)| (host.to_owned(), url.to_owned()))
         .ok_or_else(|| "expected HOST=URL, like docker.io=http://127.0.0.1:5000".to_owned())
-}
-
-/// One line per finished step, and a spinner for the one that is going on.
-struct Steps {
-    began: Instant,
-    bar: ProgressBar,
-}
-
-impl Steps {
-    fn begin() -> Self {
-        let bar = ProgressBar::new_spinner();
-        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a constant template"));
-        Self { began: Instant::now(), bar }
-    }
-
-    /// The spinner's thread starts here: not before the nodes' namespaces are made, which wants a single thread.
-    fn doing(&self, what: &str) {
-        self.bar.enable_steady_tick(Duration::from_millis(100));
-        self.bar.set_message(what.to_owned());
-    }
-
-    fn done(&self, what: &str) {
-        let line = format!("{} {what} ({:.1} s)", green("✓"), self.began.elapsed().as_secs_f32());
-        self.bar.suspend(|| eprintln!("{line}"));
-    }
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ impl Etcd {
             options = options.with_tls(with);
         }
         let client = Client::connect(endpoints, Some(options)).await;
-        let client = client.map_err(|error| unavailable("connect to etcd", &endpoints.join(","), &error))?;
+        let client = client.map_err(|error| unavailable("connect to etcd at", &endpoints.join(","), &error))?;
         Ok(Self { client, wanted: Arc::default(), leases: tokio::sync::Mutex::default() })
     }
 
@@ -382,12 +382,29 @@ async fn call<R>(
 ) -> Result<R, Error> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(result) => result.map_err(|error| unavailable(action, subject, &error)),
-        Err(_) => Err(unavailable(action, subject, &"etcd did not answer in time")),
+        Err(_) => Err(Error::Unavailable {
+            action,
+            subject: subject.to_owned(),
+            reason: format!("etcd did not answer within {CALL_TIMEOUT:?}"),
+        }),
     }
 }
 
-fn unavailable(action: &'static str, subject: &str, error: &dyn std::fmt::Display) -> Error {
-    Error::Unavailable { action, subject: subject.to_owned(), reason: error.to_string() }
+fn unavailable(action: &'static str, subject: &str, error: &etcd_client::Error) -> Error {
+    let reason = match error {
+        etcd_client::Error::GRpcStatus(status) => with_cause(status.message(), status),
+        other => with_cause(&other.to_string(), other),
+    };
+    Error::Unavailable { action, subject: subject.to_owned(), reason }
+}
+
+/// What was said, and what was at the bottom of it: "transport error" alone says nothing.
+fn with_cause(said: &str, error: &dyn std::error::Error) -> String {
+    let deepest = std::iter::successors(error.source(), |error| error.source()).last().map(ToString::to_string);
+    match deepest.filter(|cause| !said.contains(cause)) {
+        Some(cause) => format!("{said}: {cause}"),
+        None => said.to_owned(),
+    }
 }
 
 fn is_compacted(error: &Error) -> bool {
