@@ -221,24 +221,26 @@ fn duration(seconds: f64) -> String {
 
 /// The pins of the named node, or of the only one.
 pub(crate) fn pins(node: Option<&str>) -> Result<PathBuf> {
-    if let Some(node) = node {
-        return Ok(PathBuf::from(PINS).join(node));
-    }
-    let entries = std::fs::read_dir(PINS).with_context(|| format!("no agent has run here: there is no {PINS}"))?;
-    let mut nodes: Vec<_> = entries
-        .flatten()
-        .filter(|entry| !entry.file_name().to_string_lossy().ends_with("-lan"))
-        .map(|entry| entry.path())
-        .collect();
-    nodes.sort();
-    match nodes.as_slice() {
-        [] => bail!("no agent has run here: {PINS} is empty"),
-        [only] => Ok(only.clone()),
-        several => {
-            let names: Vec<_> = several.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-            bail!("this machine has several nodes; say --node with one of {}", names.join(", "))
+    let nodes = nodes_with_pins()?;
+    let names = || nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let name = match (node, nodes.as_slice()) {
+        (_, []) => bail!("no agent has run here: {PINS} is empty"),
+        (Some(node), _) if !nodes.iter().any(|name| name == node) => {
+            bail!("no agent of a node {node} has run here, but of {}", names())
         }
-    }
+        (Some(node), _) => node,
+        (None, [only]) => only,
+        (None, _) => bail!("this machine has several nodes; say --node with one of {}", names()),
+    };
+    Ok(Path::new(PINS).join(name))
+}
+
+fn nodes_with_pins() -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(PINS).with_context(|| format!("no agent has run here: there is no {PINS}"))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut nodes: Vec<_> = names.filter(|name| !name.ends_with("-lan")).collect();
+    nodes.sort();
+    Ok(nodes)
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ const OWNER: &str = "leme-control-plane";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// How often leaked allocations are looked for; upstream's interval.
 const REPAIR: Duration = Duration::from_secs(180);
+/// How often the server's own Services and their endpoints are looked after; upstream's interval.
+const UPKEEP: Duration = Duration::from_secs(10);
 /// Changes of nodes are gathered this long.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -39,8 +41,6 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
     }
     let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [app.config.service_cidr.to_string()]}});
     ensure(app, "servicecidrs", "", cidr).await?;
-    ensure(app, "services", "default", kubernetes_service(&app.config, port)).await?;
-    ensure(app, "services", "kube-system", dns_service(&app.config)).await?;
     for object in resources::bootstrap_rbac() {
         let kind =
             app.registry.kinds().iter().find(|k| {
@@ -51,6 +51,13 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
         ensure_in(app, &kind, &scope, object).await?;
     }
     ensure(app, "configmaps", "kube-system", client_ca(app)).await?;
+    keep_services(app, port).await
+}
+
+/// Whoever deletes one of them gets it back: the cluster does not work without.
+async fn keep_services(app: &App, port: u16) -> Outcome<()> {
+    ensure(app, "services", "default", kubernetes_service(&app.config, port)).await?;
+    ensure(app, "services", "kube-system", dns_service(&app.config)).await?;
     publish(app, port).await
 }
 
@@ -73,15 +80,23 @@ pub async fn upkeep(app: Arc<App>, port: u16, shutdown: CancellationToken) {
         let mut suspects = Companions::default();
         loop {
             tokio::time::sleep(REPAIR).await;
-            let result = futures::future::try_join(repair(&app, &mut suspects), publish(&app, port)).await;
-            if let Err(failure) = result {
+            if let Err(failure) = repair(&app, &mut suspects).await {
                 tracing::warn!(%failure, "the periodic repair failed; the next one tries again");
+            }
+        }
+    };
+    let services = async {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            if let Err(failure) = keep_services(&app, port).await {
+                tracing::warn!(%failure, "the server's own Services could not be kept; the next time tries again");
             }
         }
     };
     tokio::select! {
         () = nodes => {}
         () = repairs => {}
+        () = services => {}
         () = shutdown.cancelled() => {}
     }
 }

@@ -81,7 +81,9 @@ impl Controller {
 }
 
 fn endpoints(service: &Service, backends: &[Backend]) -> Endpoints {
-    let serving: Vec<_> = backends.iter().filter(|b| !b.terminating || b.ready).collect();
+    let mut serving: Vec<_> = backends.iter().filter(|b| !b.terminating || b.ready).collect();
+    // As upstream: whoever compares two states sees what has changed, and nothing else is written.
+    serving.sort_by(|a, b| a.address.cmp(&b.address));
     let annotations = (serving.len() > CAPACITY).then(|| BTreeMap::from([(OVER_CAPACITY.into(), "truncated".into())]));
     let subsets = subsets(&serving[..serving.len().min(CAPACITY)]);
     Endpoints {
@@ -160,5 +162,14 @@ mod tests {
         assert_eq!(subsets[0]["addresses"][0]["ip"], "10.0.0.1");
         assert_eq!(subsets[0]["notReadyAddresses"][0]["ip"], "10.0.0.2");
         assert_eq!(subsets[0]["ports"], json!([{"port": 80, "protocol": "TCP"}]));
+    }
+
+    #[test]
+    fn addresses_are_sorted_whatever_order_pods_come_in() {
+        let service = service(json!({"selector": {"app": "web"}, "ports": [{"port": 80}]}));
+        let pods = [pod("a", "10.0.0.2", json!({})), pod("b", "10.0.0.1", json!({}))];
+        let found = endpoints(&service, &backends(&service, &pods).unwrap());
+        let subsets = serde_json::to_value(found.subsets).unwrap();
+        assert_eq!(subsets[0]["addresses"][0]["ip"], "10.0.0.1");
     }
 }
