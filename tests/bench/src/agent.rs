@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -19,12 +19,12 @@ use leme_measure::row::count_of;
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::{Value, json};
 
-use crate::api::client;
+use crate::api::Cluster;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    #[arg(long)]
-    kubeconfig: PathBuf,
+    #[command(flatten)]
+    cluster: Cluster,
     /// The node whose agent is looked at
     #[arg(long)]
     node: String,
@@ -46,7 +46,7 @@ const CHURN: u32 = 50;
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let client = client(&options.kubeconfig).await?;
+    let client = options.cluster.client().await?;
     let title = format!("{} × {ENDPOINTS} endpoints", count_of(options.services));
     let empty = Agent::look(options.pid)?;
     let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });

@@ -1,8 +1,9 @@
 //! The cluster under measurement: a client, and small pods pinned to nodes.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -13,11 +14,20 @@ pub(crate) const IMAGE: &str = "registry.k8s.io/pause:3.10";
 /// On every object made here.
 pub(crate) const LABEL: &str = "bench=leme";
 
-pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
-    let kubeconfig =
-        Kubeconfig::read_from(kubeconfig).with_context(|| format!("cannot read {}", kubeconfig.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+/// Which cluster.
+#[derive(Args)]
+pub(crate) struct Cluster {
+    #[arg(long)]
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    pub(crate) async fn client(&self) -> Result<Client> {
+        let path = &self.kubeconfig;
+        let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
 }
 
 /// A pod as a user would write it; the scheduler places it on the one node its selector leaves.

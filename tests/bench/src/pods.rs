@@ -11,14 +11,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
 
-use crate::api::{LABEL, client, is_running, pod, running};
+use crate::api::{Cluster, LABEL, is_running, pod, running};
 use crate::cri::Floor;
 use leme_measure::Measurement;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    #[arg(long)]
-    kubeconfig: PathBuf,
+    #[command(flatten)]
+    cluster: Cluster,
     /// The node that runs the pods
     #[arg(long)]
     node: String,
@@ -44,7 +44,7 @@ struct Times {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let pods: Api<Pod> = Api::default_namespaced(client(&options.kubeconfig).await?);
+    let pods: Api<Pod> = Api::default_namespaced(options.cluster.client().await?);
     warm_up(&pods, &options.node).await?;
     let mut floor = Floor::connect(&options.socket, options.cgroup.clone()).await?;
     floor.measure("bench-warm").await?;

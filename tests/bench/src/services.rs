@@ -2,7 +2,6 @@
 //! pod on the same node and from one on another.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -12,14 +11,14 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 
-use crate::api::{address, client, pod, running};
+use crate::api::{Cluster, address, pod, running};
 use crate::enter;
 use leme_measure::{Figure, Kind, Measurement};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    #[arg(long)]
-    kubeconfig: PathBuf,
+    #[command(flatten)]
+    cluster: Cluster,
     /// The node of the server and of the near client
     #[arg(long)]
     near: String,
@@ -38,7 +37,7 @@ const PORT: u16 = 8080;
 const SERVER: &str = "bench-server";
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let client = client(&options.kubeconfig).await?;
+    let client = options.cluster.client().await?;
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
     let placed = [(SERVER, &options.near), ("bench-near", &options.near), ("bench-far", &options.far)];
     for (name, node) in placed {
