@@ -66,12 +66,8 @@ impl Sets {
 
 pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    let add = || {
-        let queue = queue.clone();
-        move |key| queue.add(key)
-    };
-    informers.deployments.on_change(wake_self(add()));
-    informers.replicasets.on_change(wake_owner("Deployment", add()));
+    informers.deployments.on_change(wake_self(queue.adder()));
+    informers.replicasets.on_change(wake_owner("Deployment", queue.adder()));
     informers.replicasets.on_change(wake_adopters(informers.clone(), queue.clone()));
     informers.pods.on_change(wake_recreators(informers.clone(), queue.clone()));
     let recorder = Recorder::new(client.clone(), "deployment-controller");

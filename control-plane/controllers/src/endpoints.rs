@@ -29,12 +29,8 @@ struct Controller {
 
 pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    let add = || {
-        let queue = queue.clone();
-        move |key| queue.add(key)
-    };
-    informers.services.on_change(wake_self(add()));
-    informers.endpoints.on_change(wake_self(add()));
+    informers.services.on_change(wake_self(queue.adder()));
+    informers.endpoints.on_change(wake_self(queue.adder()));
     informers.pods.on_change(wake_services(informers.clone(), queue.clone()));
     let controller = Arc::new(Controller { client, informers: informers.clone() });
     async move {

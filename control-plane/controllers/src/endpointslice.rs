@@ -45,14 +45,10 @@ struct Controller {
 
 pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    let add = || {
-        let queue = queue.clone();
-        move |key| queue.add(key)
-    };
-    informers.services.on_change(wake_self(add()));
+    informers.services.on_change(wake_self(queue.adder()));
     informers.pods.on_change(wake_services(informers.clone(), queue.clone()));
     informers.endpointslices.on_change({
-        let add = add();
+        let add = queue.adder();
         move |before, after| {
             let Some(slice) = after.or(before).filter(|slice| is_ours(slice)) else { return };
             let service = slice.labels().get(SERVICE_NAME).cloned().unwrap_or_default();
@@ -60,7 +56,7 @@ pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationTo
         }
     });
     informers.nodes.on_change({
-        let (add, informers) = (add(), informers.clone());
+        let (add, informers) = (queue.adder(), informers.clone());
         move |before, after| {
             let zone = |node: Option<&Arc<Node>>| zone(node.map(Arc::as_ref));
             if zone(before) != zone(after) {

@@ -25,10 +25,7 @@ const FINALIZER: &str = "kubernetes";
 
 pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    informers.namespaces.on_change({
-        let queue = queue.clone();
-        wake_self(move |key| queue.add(key))
-    });
+    informers.namespaces.on_change(wake_self(queue.adder()));
     async move {
         informers.namespaces.wait_until_synced().await;
         let reconcile = move |key: ObjectKey| {

@@ -59,10 +59,7 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    informers.nodes.on_change({
-        let queue = queue.clone();
-        wake_self(move |key| queue.add(key))
-    });
+    informers.nodes.on_change(wake_self(queue.adder()));
     informers.pods.on_change({
         let queue = queue.clone();
         move |_, after: Option<&Arc<Pod>>| {

@@ -30,10 +30,7 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    informers.nodes.on_change({
-        let queue = queue.clone();
-        wake_self(move |key| queue.add(key))
-    });
+    informers.nodes.on_change(wake_self(queue.adder()));
     let recorder = Recorder::new(client.clone(), "cidrAllocator");
     // Given out in this process and perhaps not yet seen through the watch.
     let given = Arc::new(Mutex::new(HashSet::new()));

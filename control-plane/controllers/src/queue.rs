@@ -59,6 +59,12 @@ impl<K: Clone + Eq + Hash + Display + Send + Sync + 'static> Queue<K> {
         }
     }
 
+    /// [`Self::add`], for whoever hears of changes.
+    pub fn adder(self: &Arc<Self>) -> impl Fn(K) + use<K> {
+        let queue = self.clone();
+        move |key| queue.add(key)
+    }
+
     pub fn add_after(self: &Arc<Self>, key: K, delay: Duration) {
         let queue = Arc::downgrade(self);
         tokio::spawn(async move {

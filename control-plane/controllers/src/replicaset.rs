@@ -50,16 +50,12 @@ pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationTo
         informers: informers.clone(),
         expectations: Expectations::default(),
     });
-    let add = |queue: &Arc<Queue<ObjectKey>>| {
-        let queue = queue.clone();
-        move |key| queue.add(key)
-    };
-    informers.replicasets.on_change(wake_self(add(&queue)));
+    informers.replicasets.on_change(wake_self(queue.adder()));
     informers.pods.on_change({
         let controller = controller.clone();
         move |before, after| controller.expectations.observe(before.map(Arc::as_ref), after.map(Arc::as_ref))
     });
-    informers.pods.on_change(wake_owner("ReplicaSet", add(&queue)));
+    informers.pods.on_change(wake_owner("ReplicaSet", queue.adder()));
     informers.pods.on_change(wake_adopters(informers.clone(), queue.clone()));
     async move {
         informers.replicasets.wait_until_synced().await;

@@ -44,12 +44,7 @@ impl Strategy for Deployment {
     }
 
     fn validate_update(&self, context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        if context.subresource == Some("status") {
-            return validate_status(object);
-        }
-        let mut errors = self.validate_create(context, object);
-        errors.extend(At::root(object).down(&["spec", "selector"]).immutable(old));
-        errors
+        validate_change(self, context, object, old)
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
@@ -88,12 +83,7 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate_update(&self, context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
-        if context.subresource == Some("status") {
-            return validate_status(object);
-        }
-        let mut errors = self.validate_create(context, object);
-        errors.extend(At::root(object).down(&["spec", "selector"]).immutable(old));
-        errors
+        validate_change(self, context, object, old)
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
@@ -250,6 +240,16 @@ fn validate_deadline(spec: &At<'_>) -> Vec<FieldError> {
     if deadline.int().is_some_and(|seconds| seconds <= ready) {
         errors.push(deadline.invalid("must be greater than minReadySeconds"));
     }
+    errors
+}
+
+/// As a new one, and whose pods are whose never changes.
+fn validate_change(kind: &impl Strategy, context: &Context<'_>, object: &Value, old: &Value) -> Vec<FieldError> {
+    if context.subresource == Some("status") {
+        return validate_status(object);
+    }
+    let mut errors = kind.validate_create(context, object);
+    errors.extend(At::root(object).down(&["spec", "selector"]).immutable(old));
     errors
 }
 
