@@ -16,6 +16,9 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// A Kubernetes cluster in one binary, its network in eBPF.
 #[derive(Parser)]
@@ -180,9 +183,13 @@ fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// `LEME_LOG` says what is logged, like `info,leme_agent=debug`. Patterns over fields are not among it: they would take an
+/// engine for regular expressions into every agent's memory.
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LEME_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let told = std::env::var("LEME_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let targets = told.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(targets).init();
 }
 
 impl Command {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let started = Instant::now();
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    tracing_subscriber::fmt().init();
     let mut arguments = env::args().skip(1);
     let directory = arguments.next().unwrap_or_else(|| "/tmp/leme-serve".into());
     let port: u16 = arguments.next().map_or(Ok(16443), |p| p.parse())?;
