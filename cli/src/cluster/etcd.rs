@@ -10,13 +10,13 @@ use leme_control_plane::Etcd;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use super::up::url;
+use super::valid_url;
 use crate::output::bold;
 
 #[derive(Args)]
 pub(crate) struct Flags {
     /// Keep the state in this etcd instead of the embedded store
-    #[arg(long = "etcd-endpoints", value_delimiter = ',', value_name = "URL", value_parser = url)]
+    #[arg(long = "etcd-endpoints", value_delimiter = ',', value_name = "URL", value_parser = valid_url)]
     pub(crate) endpoints: Vec<String>,
     /// Authority of etcd's certificate
     #[arg(long = "etcd-cafile", value_name = "FILE", requires = "endpoints", value_parser = existing_file)]

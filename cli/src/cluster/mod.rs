@@ -118,6 +118,15 @@ fn valid_name(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
+/// A URL as people may choose it.
+fn valid_url(text: &str) -> Result<String, String> {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    match rest {
+        Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected a URL, like http://127.0.0.1:2379".to_owned()),
+    }
+}
+
 /// Where local clusters are kept, for commands that are about any cluster and know ours.
 #[derive(Args)]
 pub(crate) struct StateDir {

@@ -61,6 +61,11 @@ pub(crate) async fn remove(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Whether the machine has a link of that name.
+pub(crate) async fn exists(name: &str) -> Result<bool> {
+    Ok(find(&connect()?, name).await?.is_some())
+}
+
 /// A subnet of which the machine has no route yet.
 pub(crate) async fn is_free(subnet: ipnetwork::Ipv4Network) -> Result<bool> {
     let handle = connect()?;

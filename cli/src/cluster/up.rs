@@ -15,6 +15,7 @@ use super::file::File;
 use super::steps::Steps;
 use super::{
     BPFFS, Cluster, Node, Traces, Which, containerd, etcd, kubeconfig, machine, namespace, nic, ready, require_root,
+    valid_url,
 };
 use crate::output::{bold, say};
 
@@ -86,7 +87,7 @@ async fn plan(options: &Options, which: &Which, file: Option<&File>, claim: &mut
     expect_what_stays(&cluster, options, file)?;
     let before = cluster.nodes.len();
     add_nodes(&mut cluster, wanted_nodes(before, options, file), file)?;
-    expect_free_names(&cluster.nodes[before..], claim)?;
+    expect_free_names(&cluster.nodes[before..], claim).await?;
     expect_apart(&cluster)?;
     cluster.mirrors.extend(file.iter().flat_map(|file| file.registry_mirrors.clone()));
     cluster.mirrors.extend(options.registry_mirror.iter().cloned());
@@ -151,14 +152,19 @@ pub(super) fn expect_own_network(cluster: &Cluster, others: &[Cluster]) -> Resul
 }
 
 /// What has a new node's name must be left over from a cluster of that name.
-fn expect_free_names(nodes: &[Node], claim: &Claim) -> Result<()> {
-    match nodes.iter().find(|node| namespace::is_pinned(&node.name)).filter(|_| !claim.is_known()) {
-        Some(node) => bail!(
-            "a network namespace {} is there already and is no local cluster's: choose another --name, or remove it",
+async fn expect_free_names(nodes: &[Node], claim: &Claim) -> Result<()> {
+    for node in nodes.iter().filter(|_| !claim.is_known()) {
+        let taken = match (namespace::is_pinned(&node.name), nic::exists(&node.name).await?) {
+            (true, _) => "network namespace",
+            (false, true) => "network link",
+            (false, false) => continue,
+        };
+        bail!(
+            "a {taken} {} is there already and is no local cluster's: choose another --name, or remove it",
             node.name
-        ),
-        None => Ok(()),
+        );
     }
+    Ok(())
 }
 
 /// What a cluster was made with and cannot change under its objects.
@@ -320,17 +326,9 @@ fn explain(cluster: &Cluster, which: &str, steps: &Steps) {
     ));
 }
 
-pub(super) fn url(text: &str) -> Result<String, String> {
-    let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    match rest {
-        Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected a URL, like http://127.0.0.1:2379".to_owned()),
-    }
-}
-
 fn mirror(text: &str) -> Result<(String, String), String> {
     let is_host = |host: &str| !host.is_empty() && !host.contains('/');
-    let parts = text.split_once('=').filter(|(host, address)| is_host(host) && url(address).is_ok());
+    let parts = text.split_once('=').filter(|(host, address)| is_host(host) && valid_url(address).is_ok());
     parts
         .map(|(host, url)| (host.to_owned(), url.to_owned()))
         .ok_or_else(|| "expected HOST=URL, like docker.io=http://127.0.0.1:5000".to_owned())
