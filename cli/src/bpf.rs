@@ -226,7 +226,7 @@ pub(crate) fn pins(node: Option<&str>) -> Result<PathBuf> {
     let name = match (node, nodes.as_slice()) {
         (_, []) => bail!("no agent has run here: {PINS} is empty"),
         (Some(node), _) if !nodes.iter().any(|name| name == node) => {
-            bail!("no agent of a node {node} has run here, but of {}", names())
+            bail!("this machine has no node {node}; it has {}", names())
         }
         (Some(node), _) => node,
         (None, [only]) => only,
