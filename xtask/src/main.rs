@@ -42,7 +42,7 @@ enum Verb {
     Up(up::Options),
     /// Remove the cluster of `up`, its registry and every trace of both
     Down,
-    /// Run all tests: units, stores, packets, scenarios, CNI, kernels, clusters
+    /// Run all tests: units, stores, packets, scenarios, CNI, kernels, clusters, survival
     Test(test::Options),
     /// Throw hostile packets at the datapath
     Fuzz(fuzz::Options),

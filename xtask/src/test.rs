@@ -33,18 +33,21 @@ enum Suite {
     Kernels,
     /// Real clusters with the real kubectl
     Cluster,
+    /// A cluster that much happens to while clients go on asking: LEME_SURVIVAL=full for all of it
+    Survival,
 }
 
 /// Test packages that are suites of their own; all others are units.
-const SUITES: [(Suite, &str); 4] = [
+const SUITES: [(Suite, &str); 5] = [
     (Suite::Packets, "tests/packets"),
     (Suite::Cni, "tests/cni"),
     (Suite::Kernels, "tests/kernels"),
     (Suite::Cluster, "tests/cluster"),
+    (Suite::Survival, "tests/survival"),
 ];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let all = [Suite::Unit, Suite::Packets, Suite::Cni, Suite::Kernels, Suite::Cluster];
+    let all = [Suite::Unit, Suite::Packets, Suite::Cni, Suite::Kernels, Suite::Cluster, Suite::Survival];
     let suites = if options.suites.is_empty() { &all[..] } else { &options.suites };
     require_root("testing the data path")?;
     setup::for_tests()?;
@@ -72,6 +75,7 @@ impl Suite {
             Suite::Cni => "cni",
             Suite::Kernels => "kernels",
             Suite::Cluster => "cluster",
+            Suite::Survival => "survival",
         }
     }
 
@@ -84,7 +88,7 @@ impl Suite {
                 kernels::fetch()?;
                 say("The programs on other kernels");
             }
-            Suite::Cluster => return self.run_with_registry(artifacts, filter),
+            Suite::Cluster | Suite::Survival => return self.run_with_registry(artifacts, filter),
         }
         self.run_runners(artifacts, filter)
     }
@@ -94,7 +98,7 @@ impl Suite {
         let ours = !registry::runs();
         let registry = registry::start()?;
         let outcome = images::push_all(registry).and_then(|()| {
-            say("Clusters");
+            say(if self == Suite::Survival { "What a cluster survives" } else { "Clusters" });
             self.run_runners(artifacts, filter)
         });
         if ours {

@@ -24,8 +24,8 @@ use crate::{Cluster, Place, command};
 /// Long enough for a busy machine, too short for a lost packet's second chance to go unseen.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(3);
-/// On a connection that is held: nginx ends one after a thousand requests.
-const LONG_PAUSE: Duration = Duration::from_millis(30);
+/// On a connection that is held: nginx ends one after a thousand requests, minutes later.
+const LONG_PAUSE: Duration = Duration::from_millis(250);
 
 /// Requests of a path, each over its own connection, all of which must succeed: bodies and how often each came.
 pub fn ask(

@@ -34,7 +34,7 @@ impl Hammer {
     /// At an address, over a single connection.
     pub fn hold(cluster: &Cluster, place: Place<'_>, target: SocketAddr) -> Result<Self> {
         let mut hammer = Self::spawn(cluster, place, &["hold", &target.to_string(), "/"])?;
-        hammer.least = 30;
+        hammer.least = 10;
         Ok(hammer)
     }
 
