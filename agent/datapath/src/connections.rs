@@ -31,17 +31,21 @@ impl Connections {
     /// another one.
     pub(crate) fn collect(&mut self, uses: impl Fn(u32, u32) -> bool) -> Result<Collected> {
         let now = monotonic();
-        let mut expired = Vec::new();
-        let mut live = 0;
-        self.conntrack.visit(|original, connection| {
+        let is_over = |original: &Tuple, connection: &Conntrack| {
             let deserted = original.proto == Protocol::UDP
                 && connection.service != 0
                 && !uses(connection.service, connection.backend);
-            if connection.expires < now || deserted { expired.push(*original) } else { live += 1 }
-        })?;
+            connection.expires < now || deserted
+        };
+        let mut over = Vec::new();
+        let mut live = 0;
+        self.conntrack.visit(
+            |original, connection| {
+                if is_over(original, connection) { over.push(*original) } else { live += 1 }
+            },
+        )?;
         let capacity = self.conntrack.capacity() as usize;
-        let mut removed = expired.len();
-        self.forget(&expired)?;
+        let mut removed = self.forget(&over, is_over)?;
         if self.round.is_multiple_of(SWEEP) {
             removed += self.sweep()?;
         }
@@ -58,17 +62,21 @@ impl Connections {
         ]
     }
 
-    /// A connection's three entries go together, the one that answers find first.
-    fn forget(&self, originals: &[Tuple]) -> Result<()> {
-        let mut translations = Vec::with_capacity(originals.len() * 2);
+    /// A connection's three entries go together, the one that answers find first. Looking through the whole table took a
+    /// while, in which a client may have taken the same port again: those stay. How many went.
+    fn forget(&self, originals: &[Tuple], is_over: impl Fn(&Tuple, &Conntrack) -> bool) -> Result<usize> {
+        let mut forgotten = 0;
         for original in originals {
-            if let Some(found) = self.nat.get(original)? {
-                translations.push(found.to.inverse());
-                translations.push(*original);
+            if !self.conntrack.get(original)?.is_some_and(|connection| is_over(original, &connection)) {
+                continue;
             }
+            if let Some(found) = self.nat.get(original)? {
+                self.nat.delete_all(&[found.to.inverse(), *original])?;
+            }
+            self.conntrack.delete(original)?;
+            forgotten += 1;
         }
-        self.nat.delete_all(&translations)?;
-        self.conntrack.delete_all(originals)
+        Ok(forgotten)
     }
 
     fn sweep(&mut self) -> Result<usize> {
