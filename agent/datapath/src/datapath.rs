@@ -174,6 +174,9 @@ impl Datapath {
 
     /// From the programs that were attached, if there were any, to those of this version.
     fn exchange(&mut self) -> Result<()> {
+        // What has come while the tables were read; the less is missing when the first program has been exchanged, the
+        // fewer connections meet one that does not know them.
+        self.migration.as_ref().map_or(Ok(()), Migration::copy)?;
         let migration = self.migration.take();
         if let Err(error) = self.attach_all() {
             self.migration = migration;
@@ -280,16 +283,18 @@ impl Datapath {
             .map(|(program, side)| self.attacher.device_place(program, ifindex, side))
     }
 
-    /// Puts programs back that somebody has taken away; those of pods that are gone by now stay away.
-    pub fn reattach(&mut self, detached: &[Attachment]) -> Result<()> {
+    /// Puts programs back that somebody has taken away, and tells which; those of pods that are gone by now stay away.
+    pub fn reattach(&mut self, detached: &[Attachment]) -> Result<Vec<String>> {
         let still: BTreeSet<String> = self.attachments()?.iter().map(ToString::to_string).collect();
+        let mut attached = Vec::new();
         for attachment in detached.iter().filter(|attachment| still.contains(&attachment.to_string())) {
             match attachment.place {
                 Place::Cgroup => self.attacher.attach_cgroup(&self.programs, &self.config.cgroup)?,
                 Place::Device { ifindex, side } => self.attach(attachment.program, ifindex, side)?,
             }
+            attached.push(attachment.to_string());
         }
-        Ok(())
+        Ok(attached)
     }
 
     /// Devices of ours on which somebody has switched off what the routing table needs to answer for them (writing to

@@ -135,12 +135,8 @@ impl Watcher {
     async fn observe(&mut self, kernel: &Kernel) -> anyhow::Result<Observed> {
         let attachments = kernel.with(|datapath| datapath.attachments()).await?;
         let Inspection { detached, foreign, tunnels } = leme_datapath::inspect(attachments).await?;
-        let names: Vec<String> = detached.iter().map(ToString::to_string).collect();
-        let restored = kernel
-            .with(move |datapath| {
-                datapath.reattach(&detached)?;
-                datapath.restore_forwarding()
-            })
+        let (names, restored) = kernel
+            .with(move |datapath| anyhow::Ok((datapath.reattach(&detached)?, datapath.restore_forwarding()?)))
             .await?;
         remember(&mut self.restored, names, "a program of ours was detached; it is attached again");
         remember(&mut self.forwarding, restored, "forwarding was off for a device of ours; it is on again");
