@@ -89,7 +89,7 @@ impl Report<'_> {
             .iter()
             .enumerate()
             .map(|(n, subject)| Curve { colour: n % COLOURS, rows: self.along(metric, subject) })
-            .filter(|curve| !curve.rows.is_empty())
+            .filter(|curve| curve.rows.len() > 1)
             .collect();
         let unit = curves.first().and_then(|curve| curve.rows.first()).map(|row| row.unit.as_str()).unwrap_or_default();
         let better = if unit.ends_with("/s") { "more is better" } else { "less is better" };
@@ -183,8 +183,10 @@ impl Report<'_> {
 
     fn curve_subjects(&self, metrics: &[&str]) -> Vec<&str> {
         let mut seen = BTreeSet::new();
-        let rows = self.rows.iter().filter(|row| row.services.is_some() && metrics.contains(&row.metric.as_str()));
-        rows.map(|row| row.subject.as_str()).filter(|subject| seen.insert(*subject)).collect()
+        let rows = self.rows.iter().filter(|row| metrics.contains(&row.metric.as_str()));
+        // What was measured with one number of Services only is a point, not a curve.
+        let curved = rows.filter(|row| self.along(&row.metric, &row.subject).len() > 1);
+        curved.map(|row| row.subject.as_str()).filter(|subject| seen.insert(*subject)).collect()
     }
 }
 

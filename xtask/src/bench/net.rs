@@ -133,17 +133,45 @@ fn lines_of(mut program: Command) -> Result<Vec<Measurement>> {
 
 fn write_page(options: &Options, machine: &Machine, rows: &[Row], path: &Path) -> Result<()> {
     let date = output(command("date").args(["-u", "+%F"]))?;
-    let command = std::env::args().skip(1).filter(|argument| !argument.starts_with("--from")).collect::<Vec<_>>();
+    let command = repeating(std::env::args().skip(1));
     let report = Report {
         title: "Leme's network, measured",
         about: ABOUT,
         subject: &programs::subject(options.bin.as_deref()),
         machine,
         date: date.trim(),
-        commands: &[format!("cargo xtask {}", command.join(" "))],
+        commands: &[format!("cargo xtask {command}")],
         rows,
     };
     report.write(path)?;
     say(&format!("The page is {}", path.display()));
     Ok(())
+}
+
+/// The command again, without what only says where results come from or go.
+fn repeating(arguments: impl Iterator<Item = String>) -> String {
+    let mut kept = Vec::new();
+    let mut dropping = false;
+    for argument in arguments {
+        if argument.starts_with("--") {
+            let name = argument.split('=').next().unwrap_or_default();
+            dropping = ["--from", "--json", "--html", "--bin"].contains(&name);
+        }
+        if !dropping {
+            kept.push(argument);
+        }
+    }
+    kept.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_repeat_names_no_files() {
+        let repeat = |line: &str| repeating(line.split(' ').map(str::to_owned));
+        assert_eq!(repeat("bench net --from a.json b.json --html page.html"), "bench net");
+        assert_eq!(repeat("bench net --json=a --quick --bin leme --rounds 9"), "bench net --quick --rounds 9");
+    }
 }

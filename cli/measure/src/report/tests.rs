@@ -44,7 +44,8 @@ fn every_metric_is_drawn_and_every_row_is_in_the_table() {
     let html = html();
     assert!(html.contains("With more Services loaded") && html.contains("Side by side") && html.contains("Figures"));
     assert_eq!(html.matches("<tr>").count(), 1 + rows().len());
-    // Two numbers of Services for one subject, one for the other.
-    assert_eq!(html.matches("<polyline").count(), 2);
+    // Two numbers of Services for one subject; the other has one, which makes no curve, and so no key.
+    assert_eq!(html.matches("<polyline").count(), 1);
+    assert!(html.contains("<span>leme</span>") && !html.contains("<span>rules</span>"));
     assert!(html.contains("4.00 s") && html.contains("nft alone"));
 }
