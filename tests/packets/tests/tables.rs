@@ -1,5 +1,4 @@
 //! Tables are read whole, however many entries they have and whatever kind of map holds them.
-#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_tests_packets::in_namespace;
 use serde_json::{Value, json};
