@@ -20,6 +20,7 @@ use crate::{
         status::{Failure, Outcome},
     },
     auth::{MASTERS, User},
+    joining,
     resources::{self, Companions},
 };
 
@@ -51,6 +52,11 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
         ensure_in(app, &kind, &scope, object).await?;
     }
     ensure(app, "configmaps", "kube-system", client_ca(app)).await?;
+    // Kept true while the signer adds its signatures: it writes a new one for whatever stands here.
+    let info = joining::cluster_info(&app.config, &app.client_ca, port);
+    ensure_data(app, joining::CLUSTER_INFO.0, info).await?;
+    ensure_data(app, "kube-system", joining::kubeadm_config(&app.config, port)).await?;
+    ensure(app, "configmaps", "kube-system", joining::kubelet_config(&app.config)).await?;
     keep_services(app, port).await
 }
 
@@ -130,6 +136,26 @@ async fn ensure_in(app: &App, kind: &Kind, scope: &str, object: Value) -> Outcom
         Err(failure) if failure.reason == "AlreadyExists" => Ok(()),
         other => other.map(|_| ()),
     }
+}
+
+/// Creates a config map or brings its keys up to date, leaving others' keys alone.
+async fn ensure_data(app: &App, scope: &str, object: Value) -> Outcome<()> {
+    let kind = app.registry.builtin("configmaps").clone();
+    let name = text(&object, &["metadata", "name"]).to_owned();
+    if kind.get(scope, &name).await?.is_none() {
+        return ensure_in(app, &kind, scope, object).await;
+    }
+    let options = QUIET();
+    let writer = Writer { app, user: &system(), kind: &kind, options: &options };
+    let change = |old: &Value| {
+        let mut new = old.clone();
+        for (key, value) in object["data"].as_object().into_iter().flatten() {
+            new["data"][key] = value.clone();
+        }
+        writer.track("", Some(old), &mut new)?;
+        Ok(new)
+    };
+    writer.change(scope, &name, "", change, &mut Vec::new()).await.map(|_| ())
 }
 
 /// Creates an object or brings the named fields of the existing one up to date.

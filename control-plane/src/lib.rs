@@ -7,6 +7,7 @@ mod admission;
 mod api;
 mod auth;
 mod bootstrap;
+mod joining;
 pub mod pki;
 pub mod resources;
 mod server;

@@ -14,7 +14,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, ReplicaSet},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+        core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -213,11 +213,16 @@ pub struct Informers {
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     pub root_ca_configmaps: Arc<Informer<ConfigMap>>,
     pub certificate_requests: Arc<Informer<CertificateSigningRequest>>,
+    pub bootstrap_tokens: Arc<Informer<Secret>>,
+    pub cluster_info: Arc<Informer<ConfigMap>>,
 }
 
 impl Informers {
     pub fn new(client: Client) -> Arc<Self> {
         let root_ca = watcher::Config::default().fields(&format!("metadata.name={}", crate::root_ca::NAME));
+        let tokens = watcher::Config::default().fields(&format!("type={}", crate::bootstrap_token::TYPE));
+        let cluster_info =
+            watcher::Config::default().fields(&format!("metadata.name={}", crate::bootstrap_token::CLUSTER_INFO));
         Arc::new(Self {
             deployments: Informer::new(client.clone()),
             replicasets: Informer::new(client.clone()),
@@ -230,7 +235,9 @@ impl Informers {
             namespaces: Informer::new(client.clone()),
             service_accounts: Informer::new(client.clone()),
             root_ca_configmaps: Informer::filtered(client.clone(), root_ca),
-            certificate_requests: Informer::new(client),
+            certificate_requests: Informer::new(client.clone()),
+            bootstrap_tokens: Informer::filtered(client.clone(), tokens),
+            cluster_info: Informer::filtered(client, cluster_info),
         })
     }
 
@@ -254,6 +261,8 @@ impl Informers {
             start(&self.service_accounts, &shutdown),
             start(&self.root_ca_configmaps, &shutdown),
             start(&self.certificate_requests, &shutdown),
+            start(&self.bootstrap_tokens, &shutdown),
+            start(&self.cluster_info, &shutdown),
         ])
         .await;
     }

@@ -8,6 +8,7 @@
 //! controller holds each key once, and a reconciler looks at the informers and acts; what it is woken for does not matter.
 
 pub mod backends;
+pub mod bootstrap_token;
 pub mod certificates;
 pub mod deployment;
 pub mod endpoints;
@@ -65,6 +66,8 @@ pub async fn run(make_client: MakeClient, options: Options, signer: Arc<dyn Sign
     tasks.spawn(endpoints::start(account("endpoint-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(namespace::start(account("namespace-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(service_account::start(account("service-account-controller"), informers.clone(), shutdown.clone()));
+    tasks.spawn(bootstrap_token::start_cleaner(account("token-cleaner"), informers.clone(), shutdown.clone()));
+    tasks.spawn(bootstrap_token::start_signer(account("bootstrap-signer"), informers.clone(), shutdown.clone()));
     tasks.spawn(certificates::start(account("certificate-controller"), informers.clone(), signer, shutdown.clone()));
     tasks.spawn(root_ca::start(
         account("root-ca-cert-publisher"),

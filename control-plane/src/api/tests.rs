@@ -1,6 +1,7 @@
 //! The handlers' behaviour, through the router, with real authentication, authorization, admission and store.
 
 mod certificates;
+mod joining;
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Who asks: the in-process identity, a client certificate, or a service account token.
+//! Who asks: the in-process identity, a client certificate, or a token: a service account's or a bootstrap token.
 //!
 //! A credential that is presented and bad is a 401, also where anonymous requests are welcome.
 
@@ -18,7 +18,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    User,
+    User, bootstrap,
     tokens::{Claims, Reference, Tokens},
 };
 use crate::{
@@ -111,6 +111,15 @@ impl Authenticator {
 
     /// Verifies a token and that everything it is bound to still lives. Returns the audiences that both sides share.
     pub async fn token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), String> {
+        if let Some((id, secret)) = bootstrap::parse(token) {
+            let user = bootstrap::authenticate(&self.registry, id, secret).await?;
+            let shared: Vec<String> = self.audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
+            return if shared.is_empty() {
+                Err("a bootstrap token is for this API alone".into())
+            } else {
+                Ok((user, shared))
+            };
+        }
         let claims = self.verified(token)?;
         let shared: Vec<String> = claims.aud.iter().filter(|a| audiences.contains(a)).cloned().collect();
         if shared.is_empty() {

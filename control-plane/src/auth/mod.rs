@@ -5,6 +5,7 @@
 
 pub mod authenticate;
 pub mod authorize;
+pub mod bootstrap;
 pub mod escalation;
 pub mod impersonate;
 pub mod node;

@@ -206,10 +206,10 @@ pub fn bootstrap_rbac() -> Vec<Value> {
     objects.extend(bindings());
     objects.extend(CONTROLLERS.iter().flat_map(|(name, rules)| {
         let role = format!("system:controller:{name}");
-        let account = json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"});
-        [cluster_role(&role, controller_rules(name, rules)), cluster_binding(&role, &role, account)]
+        [cluster_role(&role, controller_rules(name, rules)), cluster_binding(&role, &role, account(name))]
     }));
     objects.extend(namespaced());
+    objects.extend(joining());
     objects
 }
 
@@ -367,8 +367,6 @@ fn system_roles() -> Vec<Value> {
 }
 
 fn bindings() -> Vec<Value> {
-    let group = |name: &str| json!({"apiGroup": GROUP, "kind": "Group", "name": name});
-    let user = |name: &str| json!({"apiGroup": GROUP, "kind": "User", "name": name});
     let everybody = || json!([group("system:authenticated"), group("system:unauthenticated")]);
     let mut bindings: Vec<Value> = [
         ("cluster-admin", "cluster-admin", group("system:masters")),
@@ -378,11 +376,7 @@ fn bindings() -> Vec<Value> {
         ("system:node-proxier", "system:node-proxier", user("system:kube-proxy")),
         ("system:kube-scheduler", "system:kube-scheduler", user("system:kube-scheduler")),
         ("system:kube-controller-manager", "system:kube-controller-manager", user("system:kube-controller-manager")),
-        (
-            "system:kube-dns",
-            "system:kube-dns",
-            json!({"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"}),
-        ),
+        ("system:kube-dns", "system:kube-dns", account("kube-dns")),
         (
             "system:service-account-issuer-discovery",
             "system:service-account-issuer-discovery",
@@ -405,24 +399,88 @@ fn bindings() -> Vec<Value> {
 /// Roles within kube-system and kube-public.
 fn namespaced() -> Vec<Value> {
     let reader = "extension-apiserver-authentication-reader";
-    let only = |mut rule: Value, name: &str| {
-        rule["resourceNames"] = json!([name]);
-        rule
-    };
-    let configuration = only(resource_rule(("", "configmaps", READ)), "extension-apiserver-authentication");
-    let subjects = json!([
-        {"apiGroup": GROUP, "kind": "User", "name": "system:kube-controller-manager"},
-        {"apiGroup": GROUP, "kind": "User", "name": "system:kube-scheduler"},
+    let configuration = only(("configmaps", "extension-apiserver-authentication"), READ);
+    let component = |name: &str| user(&format!("system:{name}"));
+    let mut objects = local(
+        "kube-system",
+        reader,
+        &format!("system::{reader}"),
+        vec![configuration],
+        vec![component("kube-controller-manager"), component("kube-scheduler")],
+    );
+    let cleaner = "system:controller:token-cleaner";
+    let rules = expand(&[("", "secrets", "delete,get,list,watch"), EVENTS]);
+    objects.extend(local("kube-system", cleaner, cleaner, rules, vec![account("token-cleaner")]));
+    let signer = "system:controller:bootstrap-signer";
+    let rules = expand(&[("", "secrets", READ)]);
+    objects.extend(local("kube-system", signer, signer, rules, vec![account("bootstrap-signer")]));
+    let mut rules = expand(&[("", "configmaps", READ), EVENTS]);
+    rules.push(only(("configmaps", "cluster-info"), "update"));
+    objects.extend(local("kube-public", signer, signer, rules, vec![account("bootstrap-signer")]));
+    objects
+}
+
+/// Those whose bootstrap token is for joining nodes; kubeadm's name.
+const JOINING: &str = "system:bootstrappers:kubeadm:default-node-token";
+
+/// What joining takes, under kubeadm's names.
+fn joining() -> Vec<Value> {
+    let requests = "system:certificates.k8s.io:certificatesigningrequests";
+    let mut objects = vec![cluster_role("kubeadm:get-nodes", expand(&[("", "nodes", "get")]))];
+    objects.extend([
+        cluster_binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", group(JOINING)),
+        cluster_binding("kubeadm:node-autoapprove-bootstrap", &format!("{requests}:nodeclient"), group(JOINING)),
+        cluster_binding(
+            "kubeadm:node-autoapprove-certificate-rotation",
+            &format!("{requests}:selfnodeclient"),
+            group("system:nodes"),
+        ),
+        cluster_binding("kubeadm:get-nodes", "kubeadm:get-nodes", group(JOINING)),
     ]);
+    let public = "kubeadm:bootstrap-signer-clusterinfo";
+    let info = vec![only(("configmaps", "cluster-info"), "get")];
+    objects.extend(local("kube-public", public, public, info, vec![user("system:anonymous")]));
+    for (role, map) in
+        [("kubeadm:kubelet-config", "kubelet-config"), ("kubeadm:nodes-kubeadm-config", "kubeadm-config")]
+    {
+        let rules = vec![only(("configmaps", map), "get")];
+        objects.extend(local("kube-system", role, role, rules, vec![group("system:nodes"), group(JOINING)]));
+    }
+    // There is no such map: whoever joins is told so instead of being refused.
+    let rules = vec![only(("configmaps", "kube-proxy"), "get")];
+    objects.extend(local("kube-system", "kube-proxy", "kube-proxy", rules, vec![group(JOINING)]));
+    objects
+}
+
+fn group(name: &str) -> Value {
+    json!({"apiGroup": GROUP, "kind": "Group", "name": name})
+}
+
+fn user(name: &str) -> Value {
+    json!({"apiGroup": GROUP, "kind": "User", "name": name})
+}
+
+fn account(name: &str) -> Value {
+    json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"})
+}
+
+/// A rule about one object.
+fn only((resource, name): (&'static str, &str), verbs: &'static str) -> Value {
+    let mut rule = resource_rule(("", resource, verbs));
+    rule["resourceNames"] = json!([name]);
+    rule
+}
+
+/// A role and its binding in one namespace.
+fn local(namespace: &str, role: &str, binding: &str, rules: Vec<Value>, subjects: Vec<Value>) -> Vec<Value> {
+    let version = format!("{GROUP}/v1");
     vec![
         json!({
-            "kind": "Role", "apiVersion": format!("{GROUP}/v1"),
-            "metadata": metadata(reader, Some("kube-system")), "rules": [configuration],
+            "kind": "Role", "apiVersion": version, "metadata": metadata(role, Some(namespace)), "rules": rules,
         }),
         json!({
-            "kind": "RoleBinding", "apiVersion": format!("{GROUP}/v1"),
-            "metadata": metadata(&format!("system::{reader}"), Some("kube-system")), "subjects": subjects,
-            "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": reader},
+            "kind": "RoleBinding", "apiVersion": version, "metadata": metadata(binding, Some(namespace)),
+            "subjects": subjects, "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": role},
         }),
     ]
 }
@@ -483,8 +541,10 @@ mod tests {
     #[test]
     fn names_are_unique_and_nothing_has_an_empty_rule() {
         let objects = bootstrap_rbac();
-        let names: BTreeSet<String> =
-            objects.iter().map(|o| format!("{}/{}", o["kind"], o["metadata"]["name"])).collect();
+        let names: BTreeSet<String> = objects
+            .iter()
+            .map(|o| format!("{}/{}/{}", o["kind"], o["metadata"]["namespace"], o["metadata"]["name"]))
+            .collect();
         assert_eq!(names.len(), objects.len());
         for rule in objects.iter().filter_map(|o| o["rules"].as_array()).flatten() {
             for part in ["verbs", "resources"].iter().filter_map(|part| rule[part].as_array()) {

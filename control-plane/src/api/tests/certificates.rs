@@ -7,7 +7,7 @@ use super::*;
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
-fn request(name: &str, subject: &str, group: &str, signer: &str) -> Value {
+pub fn request(name: &str, subject: &str, group: &str, signer: &str) -> Value {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, group);
     params.distinguished_name.push(DnType::CommonName, subject);
@@ -49,7 +49,7 @@ impl Cluster {
     }
 
     /// An object once it is as wanted.
-    async fn once(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn once(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = std::time::Duration::from_secs(20);
         let look = async {
             loop {
