@@ -1,10 +1,12 @@
 //! A node's namespaces: made once, pinned as files, entered by whoever works in the node.
 //!
-//! The network namespace is pinned at `/run/netns/<node>`, where `ip netns` finds it, and the mount and host name
-//! namespaces in the cluster's own directory. Pins outlive every process, so a node can be repaired.
+//! They are pinned in the cluster's own directory, and `/run/netns/<node>` links to the network, where `ip netns` finds
+//! it. (A mount there would be hidden by the first `ip netns add`, which mounts that directory on itself.) Pins outlive
+//! every process, so a node can be repaired.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -20,14 +22,15 @@ const NONE: Option<&str> = None;
 
 /// Where a node's namespaces are pinned.
 pub(crate) struct Namespaces {
-    net: PathBuf,
+    /// The network's name for `ip netns`.
+    link: PathBuf,
     /// A directory mounted on itself and private: a mount namespace can be pinned nowhere else.
     pins: PathBuf,
 }
 
 /// Whether something has this name among the machine's network namespaces.
 pub(crate) fn is_pinned(name: &str) -> bool {
-    Path::new(NETNS).join(name).exists()
+    Path::new(NETNS).join(name).symlink_metadata().is_ok()
 }
 
 /// What a node has of its own in its mount namespace.
@@ -43,7 +46,11 @@ pub(crate) struct View<'a> {
 
 impl Namespaces {
     pub(crate) fn of(node: &str, pins: PathBuf) -> Self {
-        Self { net: Path::new(NETNS).join(node), pins }
+        Self { link: Path::new(NETNS).join(node), pins }
+    }
+
+    fn net(&self) -> PathBuf {
+        self.pins.join("net")
     }
 
     fn mnt(&self) -> PathBuf {
@@ -55,7 +62,7 @@ impl Namespaces {
     }
 
     pub(crate) fn exist(&self) -> bool {
-        is_mount(&self.net) && is_mount(&self.mnt()) && is_mount(&self.uts())
+        self.link.exists() && [self.net(), self.mnt(), self.uts()].iter().all(|pin| is_mount(pin))
     }
 
     /// Makes and pins all three. Returns directories that had to be made on the machine.
@@ -69,19 +76,22 @@ impl Namespaces {
         mount(Some(&self.pins), &self.pins, NONE, MsFlags::MS_BIND, NONE)
             .context("cannot mount the pins' directory")?;
         mount(NONE, &self.pins, NONE, MsFlags::MS_PRIVATE, NONE).context("cannot make the pins' directory private")?;
-        for file in [&self.net, &self.mnt(), &self.uts()] {
-            File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
+        for file in [self.net(), self.mnt(), self.uts()] {
+            File::create(&file).with_context(|| format!("cannot create {}", file.display()))?;
         }
         let child = fork(|| prepare(view))?;
         let pinned = self.pin(&child);
         child.finish()?;
-        pinned.map(|()| made)
+        pinned?;
+        symlink(fs::canonicalize(self.net())?, &self.link)
+            .with_context(|| format!("cannot create {}", self.link.display()))?;
+        Ok(made)
     }
 
     fn pin(&self, child: &Fork) -> Result<()> {
-        for (kind, file) in [("net", &self.net), ("mnt", &self.mnt()), ("uts", &self.uts())] {
+        for (kind, file) in [("net", self.net()), ("mnt", self.mnt()), ("uts", self.uts())] {
             let source = format!("/proc/{}/ns/{kind}", child.pid);
-            mount(Some(source.as_str()), file, NONE, MsFlags::MS_BIND, NONE)
+            mount(Some(source.as_str()), &file, NONE, MsFlags::MS_BIND, NONE)
                 .with_context(|| format!("cannot pin {}", file.display()))?;
         }
         Ok(())
@@ -89,19 +99,19 @@ impl Namespaces {
 
     /// Unpins; the namespaces go with their last process. Absent is done.
     pub(crate) fn remove(&self) -> Result<()> {
-        for file in [&self.net, &self.mnt(), &self.uts(), &self.pins] {
-            while is_mount(file) {
-                umount2(file, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", file.display()))?;
+        for file in [self.net(), self.mnt(), self.uts(), self.pins.clone()] {
+            while is_mount(&file) {
+                umount2(&file, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", file.display()))?;
             }
         }
-        let _ = fs::remove_file(&self.net);
+        let _ = fs::remove_file(&self.link);
         let _ = fs::remove_dir_all(&self.pins);
         Ok(())
     }
 
     pub(crate) fn open_net(&self) -> Result<File> {
-        File::open(&self.net)
-            .with_context(|| format!("no network namespace {}: is the node stopped?", self.net.display()))
+        let net = self.net();
+        File::open(&net).with_context(|| format!("no network namespace {}: is the node stopped?", net.display()))
     }
 
     /// Moves this process, which must have one thread, into the node's mount and host name namespaces.
