@@ -2,6 +2,7 @@
 
 mod apply;
 mod capabilities;
+mod certificates;
 mod faults;
 mod findings;
 mod names;
@@ -52,6 +53,8 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::a_node_keeps_a_part_for_itself,
         nodes::conditions_are_there_for_scripts,
         nodes::up_of_a_running_cluster_changes_nothing,
+        certificates::a_person_gets_a_certificate_once_it_is_approved,
+        certificates::a_denied_request_stays_without_a_certificate,
         nodes::a_name_is_taken_once_on_the_machine,
         findings::status_shows_every_process_and_nothing_wrong,
         findings::an_agent_at_rest_keeps_little_memory,
