@@ -22,10 +22,7 @@ const NODE: Case = ("nodeclient", "Auto approving kubelet client certificate aft
 
 pub fn start(client: Client, informers: Arc<Informers>, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    informers.certificate_requests.on_change({
-        let queue = queue.clone();
-        wake_self(move |key| queue.add(key))
-    });
+    informers.certificate_requests.on_change(wake_self(queue.adder()));
     async move {
         informers.certificate_requests.wait_until_synced().await;
         let reconcile = move |key: ObjectKey| {

@@ -23,10 +23,7 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> {
     let queue = Queue::new();
-    informers.certificate_requests.on_change({
-        let queue = queue.clone();
-        wake_self(move |key| queue.add(key))
-    });
+    informers.certificate_requests.on_change(wake_self(queue.adder()));
     async move {
         informers.certificate_requests.wait_until_synced().await;
         let reconcile = move |key: ObjectKey| {
