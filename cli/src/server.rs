@@ -38,6 +38,10 @@ pub(crate) struct Options {
     /// Key of that certificate
     #[arg(long, value_name = "FILE")]
     etcd_keyfile: Option<PathBuf>,
+    /// Which kinds are sealed in the store and with which keys; read again when it changes [default: secrets, with a key
+    /// of the server's own]
+    #[arg(long, value_name = "FILE")]
+    encryption_provider_config: Option<PathBuf>,
     /// Range of Service addresses
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cluster_ip_range: IpNetwork,
@@ -76,6 +80,7 @@ fn configure(options: Options) -> Result<Config> {
     Ok(Config {
         bind: SocketAddr::new(options.bind_address, options.secure_port),
         etcd,
+        encryption: options.encryption_provider_config,
         service_cidr: options.service_cluster_ip_range,
         pod_cidr: options.cluster_cidr,
         node_ports: options.service_node_port_range,

@@ -7,6 +7,7 @@ mod admission;
 mod api;
 mod auth;
 mod bootstrap;
+mod encryption;
 mod joining;
 pub mod pki;
 pub mod resources;
@@ -37,6 +38,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `None`: the embedded store.
     pub etcd: Option<Etcd>,
+    /// Which kinds are sealed in the store and with which keys, upstream's `EncryptionConfiguration`. `None`: secrets,
+    /// with a key that the first server makes, `pki/encryption-config.yaml`.
+    pub encryption: Option<PathBuf>,
     pub service_cidr: IpNetwork,
     pub pod_cidr: IpNetwork,
     /// First and last NodePort.
@@ -98,6 +102,7 @@ impl Config {
             advertise,
             data_dir: data_dir.into(),
             etcd: None,
+            encryption: None,
             service_cidr: network("10.96.0.0/16"),
             pod_cidr: network("10.244.0.0/16"),
             node_ports: (30000, 32767),
@@ -131,8 +136,9 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     let Some(server) = shutdown.run_until_cancelled(Server::prepare(&config)).await.transpose()? else {
         return Ok(());
     };
-    let Server { app, listener, address, tls, authority, store } = server;
-    let background = tokio::spawn(leme_store::compact_periodically(store, api::COMPACTION));
+    let Server { app, listener, address, tls, authority, store, encryption } = server;
+    let compaction = tokio::spawn(leme_store::compact_periodically(store.clone(), api::COMPACTION));
+    let sealing = tokio::spawn(encryption::follow(store, encryption));
     let serving = tokio::spawn(server::serve(listener, tls, app.router(), shutdown.clone()));
     app.set_ready();
     ready(address);
@@ -142,7 +148,8 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     }
     serving.await?;
     upkeep.await?;
-    background.abort();
+    compaction.abort();
+    sealing.abort();
     Ok(())
 }
 
@@ -153,7 +160,9 @@ struct Server {
     address: SocketAddr,
     tls: rustls::ServerConfig,
     authority: pki::Authority,
-    store: Arc<dyn Store>,
+    store: Arc<encryption::Sealed>,
+    /// Where the store's keys are.
+    encryption: PathBuf,
 }
 
 impl Server {
@@ -173,10 +182,11 @@ impl Server {
         let pki = pki::Pki::open(&config.data_dir.join("pki"), &names)?;
         write_admin_kubeconfig(config, &pki, address.port())?;
         let store = open_store(config).await?;
+        let (store, encryption) = encryption::seal(store, config.encryption.as_deref(), &pki.directory).await?;
         let tls = server::tls_config(&pki.serving, &pki.cluster.certificate)?;
         let app = App::start(config.clone(), &pki, store.clone()).await?;
         bootstrap::run(&app, address.port()).await.context("write the objects that every cluster has")?;
-        Ok(Self { app, listener, address, tls, authority: pki.cluster, store })
+        Ok(Self { app, listener, address, tls, authority: pki.cluster, store, encryption })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, ServiceAccount},
+    core::v1::{ConfigMap, Secret, ServiceAccount},
 };
 use kube::{
     Api, Client, Config as ClientConfig, Error,
@@ -78,6 +78,28 @@ async fn what_was_acknowledged_is_there_after_a_restart_and_the_certificates_are
     let maps: Api<ConfigMap> = Api::namespaced(admin(directory.path()).await, "default");
     assert_eq!(maps.get("a").await.unwrap(), created);
     assert_eq!(std::fs::read(directory.path().join("pki/ca.crt")).unwrap(), authority);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_secret_is_on_no_disk_in_the_clear_and_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path()).await;
+    let secrets: Api<Secret> = Api::namespaced(admin(directory.path()).await, "default");
+    let mut secret = Secret { string_data: Some([("word".into(), "open sesame".into())].into()), ..Secret::default() };
+    secret.metadata.name = Some("cave".into());
+    let created = secrets.create(&PostParams::default(), &secret).await.unwrap();
+    server.stop().await;
+    for file in std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|p| p.is_file())
+    {
+        let bytes = std::fs::read(&file).unwrap();
+        // "open sesame" as it stands in the object.
+        let plain = bytes.windows(14).any(|bytes| bytes == b"b3BlbiBzZXNhbW");
+        assert!(!plain, "{}", file.display());
+    }
+    let server = Server::start(directory.path()).await;
+    let secrets: Api<Secret> = Api::namespaced(admin(directory.path()).await, "default");
+    assert_eq!(secrets.get("cave").await.unwrap(), created);
     server.stop().await;
 }
 

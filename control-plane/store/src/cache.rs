@@ -288,29 +288,44 @@ impl<T: Send + Sync + 'static> Feeder<T> {
     /// Lists, and fills the ring with what the store still knows of the past.
     async fn fill(&self, store: &Arc<dyn Store>, prefix: &str) -> Result<Watch, Error> {
         let page = store.list(prefix, None, 0, None).await?;
+        let now = page.revision;
+        let mut floor = Revision(now.0.saturating_sub(HISTORY).max(1).min(now.0));
+        let (events, watch) = loop {
+            match self.past(store, prefix, floor, now).await {
+                Ok(past) => break past,
+                Err(Error::Compacted { oldest, .. }) if oldest > floor && oldest <= now => floor = oldest,
+                Err(error) => return Err(error),
+            }
+        };
         let objects = page.records.iter().map(|record| (record.key.clone(), Arc::new((self.decode)(record))));
-        let mut snapshot = Snapshot { revision: page.revision, objects: objects.collect() };
-        let (mut watch, floor) = watch_past(store, prefix, page.revision).await?;
-        let mut history = VecDeque::new();
-        loop {
-            let event = self.translate(next(&mut watch, prefix).await?, None);
-            let revision = event.revision();
-            if revision > page.revision {
-                snapshot.absorb(&event);
-            }
-            match event {
-                CacheEvent::Bookmark(_) if revision >= page.revision => break,
-                CacheEvent::Bookmark(_) => {}
-                event => history.push_back(event),
-            }
-            if revision > page.revision {
-                break;
-            }
-        }
+        let mut snapshot = Snapshot { revision: now, objects: objects.collect() };
+        events.iter().filter(|event| event.revision() > now).for_each(|event| snapshot.absorb(event));
+        let history = events.into_iter().filter(|event| !matches!(event, CacheEvent::Bookmark(_))).collect();
         if let Some(cache) = self.cache.upgrade() {
             cache.view.send_modify(|view| view.reset(snapshot, history, floor));
         }
         Ok(watch)
+    }
+
+    /// What happened after `from`, at least up to `now`, and the watch that goes on from there.
+    async fn past(
+        &self,
+        store: &Arc<dyn Store>,
+        prefix: &str,
+        from: Revision,
+        now: Revision,
+    ) -> Result<(Vec<CacheEvent<T>>, Watch), Error> {
+        let mut watch = store.watch(prefix, from).await?;
+        let mut events = Vec::new();
+        loop {
+            let event = self.translate(next(&mut watch, prefix).await?, None);
+            let revision = event.revision();
+            let reached = revision > now || (revision == now && matches!(event, CacheEvent::Bookmark(_)));
+            events.push(event);
+            if reached {
+                return Ok((events, watch));
+            }
+        }
     }
 
     /// Applies events until the past cannot be resumed.
@@ -414,18 +429,6 @@ fn gather(first: Event, watch: &mut Watch, prefix: &str) -> (Vec<Event>, Option<
         }
     }
     (events, None)
-}
-
-/// A watch from as far back as the ring reaches, or from the store's oldest revision if that is later.
-async fn watch_past(store: &Arc<dyn Store>, prefix: &str, now: Revision) -> Result<(Watch, Revision), Error> {
-    let mut from = Revision(now.0.saturating_sub(HISTORY).max(1).min(now.0));
-    loop {
-        match store.watch(prefix, from).await {
-            Ok(watch) => return Ok((watch, from)),
-            Err(Error::Compacted { oldest, .. }) if oldest > from && oldest <= now => from = oldest,
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 async fn next(watch: &mut Watch, prefix: &str) -> Result<Event, Error> {
