@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use ipnetwork::IpNetwork;
-use leme_control_plane::{Config, Etcd};
+use leme_control_plane::{Audit, AuditLimits, Config, Etcd};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
@@ -42,6 +42,21 @@ pub(crate) struct Options {
     /// of the server's own]
     #[arg(long, value_name = "FILE")]
     encryption_provider_config: Option<PathBuf>,
+    /// What is recorded of requests: a Policy of audit.k8s.io/v1
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    audit_policy_file: Option<PathBuf>,
+    /// Where it is recorded, a line of JSON per event; `-` is standard output
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    audit_log_path: Option<PathBuf>,
+    /// Megabytes in one file before another is begun
+    #[arg(long, value_name = "MB", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    audit_log_maxsize: u32,
+    /// How many older files are kept; 0: all
+    #[arg(long, value_name = "FILES", default_value_t = 0)]
+    audit_log_maxbackup: usize,
+    /// How many days older files are kept; 0: for ever
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    audit_log_maxage: u16,
     /// Range of Service addresses
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cluster_ip_range: IpNetwork,
@@ -77,9 +92,19 @@ fn configure(options: Options) -> Result<Config> {
         cert_file: options.etcd_certfile,
         key_file: options.etcd_keyfile,
     });
+    let audit = options.audit_policy_file.zip(options.audit_log_path).map(|(policy, log)| Audit {
+        policy,
+        log,
+        limits: AuditLimits {
+            size: u64::from(options.audit_log_maxsize) << 20,
+            files: options.audit_log_maxbackup,
+            days: options.audit_log_maxage.into(),
+        },
+    });
     Ok(Config {
         bind: SocketAddr::new(options.bind_address, options.secure_port),
         etcd,
+        audit,
         encryption: options.encryption_provider_config,
         service_cidr: options.service_cluster_ip_range,
         pod_cidr: options.cluster_cidr,

@@ -5,6 +5,7 @@
 
 mod admission;
 mod api;
+mod audit;
 mod auth;
 mod bootstrap;
 mod encryption;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use api::App;
+pub use audit::{Limits as AuditLimits, Options as Audit};
 
 /// What one API server needs to know.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Config {
     /// Which kinds are sealed in the store and with which keys, upstream's `EncryptionConfiguration`. `None`: secrets,
     /// with a key that the first server makes, `pki/encryption-config.yaml`.
     pub encryption: Option<PathBuf>,
+    /// What is recorded of requests, and where. `None`: nothing.
+    pub audit: Option<Audit>,
     pub service_cidr: IpNetwork,
     pub pod_cidr: IpNetwork,
     /// First and last NodePort.
@@ -103,6 +107,7 @@ impl Config {
             data_dir: data_dir.into(),
             etcd: None,
             encryption: None,
+            audit: None,
             service_cidr: network("10.96.0.0/16"),
             pod_cidr: network("10.244.0.0/16"),
             node_ports: (30000, 32767),
@@ -148,6 +153,9 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     }
     serving.await?;
     upkeep.await?;
+    if let Some(audit) = &app.audit {
+        audit.flush().await;
+    }
     compaction.abort();
     sealing.abort();
     Ok(())

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::{App, path::Target};
-use crate::resources::Resource;
+use crate::{audit, resources::Resource};
 
 /// Seconds; upstream's buckets, thinned out.
 const BUCKETS: [f64; 12] = [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 2.0, 5.0, 15.0, 60.0];
@@ -46,6 +46,7 @@ pub struct Metrics {
     durations: Histograms,
     objects: Family<ResourceLabels, Gauge>,
     watchers: Family<ResourceLabels, Gauge>,
+    pub audit: audit::Counters,
 }
 
 impl Default for Metrics {
@@ -56,6 +57,7 @@ impl Default for Metrics {
             requests: Family::default(),
             objects: Family::default(),
             watchers: Family::default(),
+            audit: audit::Counters::default(),
             durations: durations.clone(),
             registry: Registry::default(),
         };
@@ -63,6 +65,9 @@ impl Default for Metrics {
         registry.register("apiserver_request_duration_seconds", "How long answers took", durations);
         registry.register("apiserver_storage_objects", "Stored objects by kind", metrics.objects.clone());
         registry.register("apiserver_longrunning_requests", "Open watches by kind", metrics.watchers.clone());
+        registry.register("apiserver_audit_event", "Events that the audit policy wanted", metrics.audit.events.clone());
+        let plugin = registry.sub_registry_with_label(("plugin".into(), "log".into()));
+        plugin.register("apiserver_audit_error", "Events that could not be written", metrics.audit.lost.clone());
         Self { registry, ..metrics }
     }
 }

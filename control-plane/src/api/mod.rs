@@ -43,10 +43,11 @@ use tower::{ServiceBuilder, service_fn};
 
 use crate::{
     Config,
+    audit::{Audit, Trail},
     auth::{
         User,
         authenticate::{Authenticator, InProcess},
-        authorize::{Attributes, Authorizer},
+        authorize::{Attributes, Authorizer, refusal},
         impersonate,
         tokens::Tokens,
     },
@@ -71,6 +72,8 @@ pub struct App {
     pub registry: Arc<Registry>,
     pub authenticator: Authenticator,
     pub authorizer: Authorizer,
+    /// `None`: nothing is recorded.
+    pub audit: Option<Arc<Audit>>,
     pub metrics: metrics::Metrics,
     pub documents: discovery::Documents,
     pub kubelets: proxy::Kubelets,
@@ -125,10 +128,13 @@ impl App {
         let authenticator = Authenticator::new(&pki.cluster.certificate, registry.clone(), tokens)?;
         let authorizer = Authorizer::new(registry.clone());
         registry.ready().await?;
+        let metrics = metrics::Metrics::default();
+        let audit = config.audit.as_ref().map(|options| Audit::open(options, metrics.audit.clone())).transpose()?;
         Ok(Arc::new(Self {
             authenticator,
             authorizer,
-            metrics: metrics::Metrics::default(),
+            audit,
+            metrics,
             documents: discovery::Documents::new(table),
             kubelets: proxy::Kubelets::new(pki)?,
             config,
@@ -183,7 +189,13 @@ pub async fn handle(app: Arc<App>, request: Request<Body>) -> Response<Body> {
         name_from_selector(target, &query);
     }
     let label = metrics::label(request.method(), target.as_ref());
-    let response = answer(&app, request, query, target).await.unwrap_or_else(|failure| failure.respond());
+    let mut trail = app.audit.clone().map(|audit| Trail::begin(audit, &request, target.as_ref()));
+    let lasts = target.as_ref().is_some_and(|target| target.verb == "watch" || streams(target));
+    let outcome = answer(&app, request, query, target, trail.as_mut()).await;
+    let response = match trail {
+        Some(trail) => trail.end(lasts, outcome).await,
+        None => outcome.unwrap_or_else(|failure| failure.respond()),
+    };
     app.metrics.observe(label, response.status(), started.elapsed());
     response
 }
@@ -193,25 +205,60 @@ async fn answer(
     request: Request<Body>,
     query: Query,
     target: Option<Target>,
+    mut trail: Option<&mut Trail>,
 ) -> Outcome<Response<Body>> {
     let (parts, body) = request.into_parts();
-    let user = match app.authenticator.authenticate(&parts).await? {
-        Some(user) => impersonate::apply(app, user, &parts.headers).await?,
-        None if health::is_public(parts.uri.path()) || target.as_ref().is_some_and(is_cluster_info) => {
-            Arc::new(User::anonymous())
-        }
-        None => return Err(Failure::unauthorized()),
-    };
+    let user = identify(app, &parts, target.as_ref(), trail.as_deref_mut()).await?;
     let Some(target) = target else {
-        return documents(app, &user, parts, query).await;
+        return documents(app, &user, parts, query, trail).await;
     };
     let accept = if query.flag("watch") || target.verb == "watch" || streams(&target) {
         media::accept(&parts.headers).unwrap_or(Accept::JSON)
     } else {
         media::accept(&parts.headers)?
     };
-    app.authorizer.require(&Attributes::resource(&user, &target)).await?;
-    dispatch(app, Call { user, target, query, accept, parts, body: Mutex::new(Some(body)) }).await
+    authorize(app, &Attributes::resource(&user, &target), trail.as_deref_mut()).await?;
+    let mut call = Call { user, target, query, accept, parts, body: Mutex::new(Some(body)) };
+    if let Some(trail) = trail.filter(|trail| trail.wants_body() && !streams(&call.target)) {
+        let body = call.body().await?;
+        trail.receive(call.headers(), &body);
+        call.body = Mutex::new(Some(body.into()));
+    }
+    dispatch(app, call).await
+}
+
+/// Who asks, and as whom.
+async fn identify(
+    app: &Arc<App>,
+    parts: &Parts,
+    target: Option<&Target>,
+    mut trail: Option<&mut Trail>,
+) -> Outcome<Arc<User>> {
+    let user = match app.authenticator.authenticate(parts).await? {
+        Some(user) => user,
+        None if health::is_public(parts.uri.path()) || target.is_some_and(is_cluster_info) => {
+            Arc::new(User::anonymous())
+        }
+        None => return Err(Failure::unauthorized()),
+    };
+    if let Some(trail) = trail.as_deref_mut() {
+        trail.identify(&user).await;
+    }
+    let acting = impersonate::apply(app, user.clone(), &parts.headers).await?;
+    if let Some(trail) = trail.filter(|_| acting != user) {
+        trail.impersonate(&acting);
+    }
+    Ok(acting)
+}
+
+/// # Errors
+/// 403, if the answer is no.
+async fn authorize(app: &App, question: &Attributes<'_>, trail: Option<&mut Trail>) -> Outcome<()> {
+    let decision = app.authorizer.decide(question).await?;
+    if let Some(trail) = trail {
+        trail.decide(&decision);
+    }
+    if decision.allowed { Ok(()) } else { Err(refusal(question, &decision.reason)) }
 }
 
 /// A list or a watch of one name is authorized as a request for that name.
@@ -238,9 +285,15 @@ fn streams(target: &Target) -> bool {
 }
 
 /// Everything that is no resource: health, version, discovery, OpenAPI, keys, metrics.
-async fn documents(app: &Arc<App>, user: &User, parts: Parts, query: Query) -> Outcome<Response<Body>> {
+async fn documents(
+    app: &Arc<App>,
+    user: &User,
+    parts: Parts,
+    query: Query,
+    trail: Option<&mut Trail>,
+) -> Outcome<Response<Body>> {
     if !health::is_public(parts.uri.path()) {
-        app.authorizer.require(&Attributes::path(user, &parts.method, parts.uri.path())).await?;
+        authorize(app, &Attributes::path(user, &parts.method, parts.uri.path()), trail).await?;
     }
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(Failure::method_not_allowed());

@@ -1,5 +1,6 @@
 //! The handlers' behaviour, through the router, with real authentication, authorization, admission and store.
 
+mod audit;
 mod certificates;
 mod joining;
 
@@ -40,20 +41,26 @@ pub struct Answer {
 
 impl Cluster {
     pub async fn start() -> Self {
-        Self::with_authority().await.0
+        Self::with(|_| ()).await
+    }
+
+    /// With another configuration than the usual one.
+    async fn with(adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::with_authority(adjust).await.0
     }
 
     /// With the controllers beside it, which end with the test's runtime.
     async fn start_with_controllers() -> Self {
-        let (cluster, authority) = Self::with_authority().await;
+        let (cluster, authority) = Self::with_authority(|_| ()).await;
         let (app, config) = (cluster.app.clone(), cluster.app.config.clone());
         tokio::spawn(async move { crate::run_controllers(&app, &config, authority, CancellationToken::new()).await });
         cluster
     }
 
-    async fn with_authority() -> (Self, Authority) {
+    async fn with_authority(adjust: impl FnOnce(&mut Config)) -> (Self, Authority) {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config::new([192, 0, 2, 10].into(), directory.path());
+        let mut config = Config::new([192, 0, 2, 10].into(), directory.path());
+        adjust(&mut config);
         let names = apiserver_names("cluster.local", config.kubernetes_address(), config.advertise, &[]);
         let pki = Pki::open(&directory.path().join("pki"), &names).unwrap();
         let store = Arc::new(leme_store::embedded::Embedded::open(directory.path().join("state.db")).unwrap());

@@ -84,11 +84,10 @@ impl Authorizer {
                 node::Opinion::None(why) => reason = why,
             }
         }
-        let allowed = self.rbac.allows(a);
-        if allowed {
-            reason.clear();
-        }
-        Ok(Decision { allowed, reason })
+        Ok(match self.rbac.allows(a) {
+            Some(reason) => Decision { allowed: true, reason },
+            None => Decision { allowed: false, reason },
+        })
     }
 
     /// # Errors

@@ -84,6 +84,8 @@ type Rules = Arc<Vec<Rule>>;
 struct Grant {
     namespace: Option<Box<str>>,
     rules: Rules,
+    /// Upstream's words for whoever wants to know why.
+    reason: Box<str>,
 }
 
 impl Grant {
@@ -113,11 +115,13 @@ impl Rbac {
         Self { registry, index: RwLock::default() }
     }
 
-    pub fn allows(&self, a: &Attributes<'_>) -> bool {
+    /// By which binding, if any does.
+    pub fn allows(&self, a: &Attributes<'_>) -> Option<String> {
         let index = self.index();
-        subjects(a.user).any(|subject| {
-            let grants = index.grants.get(&subject).map_or(&[][..], Vec::as_slice);
-            grants.iter().any(|grant| grant.reaches(a.namespace) && grant.rules.iter().any(|rule| rule.allows(a)))
+        subjects(a.user).find_map(|subject| {
+            let mut grants = index.grants.get(&subject).map_or(&[][..], Vec::as_slice).iter();
+            let grant = grants.find(|g| g.reaches(a.namespace) && g.rules.iter().any(|rule| rule.allows(a)))?;
+            Some(grant.reason.to_string())
         })
     }
 
@@ -173,11 +177,32 @@ impl Index {
         let home = if of("kind") == "Role" { item.namespace.to_string() } else { String::new() };
         let Some(rules) = self.roles.get(&(home, of("name").to_owned())).cloned() else { return };
         let namespace = (!item.namespace.is_empty()).then(|| item.namespace.clone());
+        let source = match &*item.namespace {
+            "" => format!("ClusterRoleBinding {:?}", item.name),
+            home => format!("RoleBinding \"{}/{home}\"", item.name),
+        };
         for subject in binding["subjects"].as_array().into_iter().flatten() {
             if let Some(key) = subject_key(subject, &item.namespace) {
-                self.grants.entry(key).or_default().push(Grant { namespace: namespace.clone(), rules: rules.clone() });
+                let reason = format!(
+                    "RBAC: allowed by {source} of {} {:?} to {}",
+                    of("kind"),
+                    of("name"),
+                    describe(subject, &item.namespace)
+                );
+                let grant = Grant { namespace: namespace.clone(), rules: rules.clone(), reason: reason.into() };
+                self.grants.entry(key).or_default().push(grant);
             }
         }
+    }
+}
+
+/// `Group "system:nodes"`, `ServiceAccount "default/kube-system"`
+fn describe(subject: &Value, namespace: &str) -> String {
+    let of = |key: &str| subject[key].as_str().unwrap_or_default();
+    match (of("kind"), of("namespace")) {
+        ("ServiceAccount", "") => format!("ServiceAccount \"{}/{namespace}\"", of("name")),
+        ("ServiceAccount", home) => format!("ServiceAccount \"{}/{home}\"", of("name")),
+        (kind, _) => format!("{kind} {:?}", of("name")),
     }
 }
 
