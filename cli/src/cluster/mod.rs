@@ -36,6 +36,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipnetwork::Ipv4Network;
 use leme_control_plane::pki::write_private;
+use leme_control_plane::resources::node::may_label_itself;
 use serde::{Deserialize, Serialize};
 
 use claim::Claim;
@@ -182,6 +183,15 @@ pub(crate) struct Node {
     pub(crate) control_plane: bool,
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// What the node's agent gives it, and what only an administrator may: the cluster's server refuses the latter from an
+    /// agent, since such labels draw pods.
+    pub(crate) fn labels(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let role = self.control_plane.then(|| ("node-role.kubernetes.io/control-plane".to_owned(), String::new()));
+        self.labels.clone().into_iter().chain(role).partition(|(key, _)| may_label_itself(key))
+    }
 }
 
 /// The machine's BPF file system, and where each node pins below it.

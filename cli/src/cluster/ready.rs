@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::Node as ApiNode;
+use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
+use serde_json::json;
 use tokio::net::UdpSocket;
 use tokio::time::{sleep, timeout};
 
-use super::Cluster;
+use super::{Cluster, Node};
 
 /// The API server needs less than a second; a machine that is very busy, some.
 const SERVER_LIMIT: Duration = Duration::from_secs(45);
@@ -48,15 +50,31 @@ fn last_words(cluster: &Cluster) -> Option<String> {
     last.strip_prefix("error: ").map(str::to_owned)
 }
 
-/// Waits until every node is Ready.
+/// Waits until every node is Ready, and has the labels that its agent cannot give it.
 pub(crate) async fn nodes(cluster: &Cluster, tell: Tell<'_>) -> Result<()> {
     let api: Api<ApiNode> = Api::all(client(cluster).await?);
+    for node in &cluster.nodes {
+        retry(LIMIT, tell, async || label(&api, node).await).await?;
+    }
     retry(LIMIT, tell, async || {
         let list = api.list(&Default::default()).await.context("the API server does not answer")?;
         let waiting: Vec<_> = cluster.nodes.iter().filter_map(|node| why_not_ready(&node.name, &list.items)).collect();
         if waiting.is_empty() { Ok(()) } else { bail!("{}", waiting.join("; ")) }
     })
     .await
+}
+
+async fn label(api: &Api<ApiNode>, node: &Node) -> Result<()> {
+    let (_, labels) = node.labels();
+    if labels.is_empty() {
+        return Ok(());
+    }
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    match api.patch_metadata(&node.name, &PatchParams::default(), &patch).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => bail!("node {} has not registered", node.name),
+        Err(error) => Err(error).context("the API server does not answer"),
+    }
 }
 
 /// `None` when the node is Ready.

@@ -155,10 +155,7 @@ fn server_command(cluster: &Cluster, node: &Node) -> Vec<String> {
 }
 
 fn agent_command(cluster: &Cluster, node: &Node, folder: &Path) -> Vec<String> {
-    let mut labels = node.labels.clone();
-    if node.control_plane {
-        labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
-    }
+    let (labels, _) = node.labels();
     let labels = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
     let dns = cluster.service_subnet.nth(10).expect("a service range holds more than ten addresses");
     let mut command = vec![text(&cluster.binary("leme")), "agent".into()];

@@ -4,6 +4,7 @@
 
 mod certificates;
 mod namespace_lifecycle;
+mod node_restriction;
 mod pod_defaults;
 mod service_account;
 
@@ -11,13 +12,13 @@ use serde_json::Value;
 
 use crate::{
     api::{App, status::Outcome},
-    auth::{User, node},
+    auth::User,
     resources::Resource,
 };
 
 pub async fn create(app: &App, user: &User, resource: &Resource, scope: &str, object: &mut Value) -> Outcome<()> {
     namespace_lifecycle::create(app, resource, scope, object).await?;
-    node::restrict(user, resource, Some(object), None)?;
+    node_restriction::create(app, user, resource, object).await?;
     if resource.kind == certificates::KIND {
         certificates::create(resource, object)?;
     }
@@ -36,7 +37,7 @@ pub async fn update(
     object: &mut Value,
     old: &Value,
 ) -> Outcome<()> {
-    node::restrict(user, resource, Some(object), Some(old))?;
+    node_restriction::update(user, resource, subresource, object, old)?;
     if resource.kind == certificates::KIND {
         certificates::update(app, user, resource, subresource, object, old).await?;
     }
@@ -48,5 +49,5 @@ pub async fn update(
 
 pub fn delete(user: &User, resource: &Resource, old: &Value) -> Outcome<()> {
     namespace_lifecycle::delete(resource, old)?;
-    node::restrict(user, resource, None, Some(old))
+    node_restriction::delete(user, resource, old)
 }

@@ -209,14 +209,19 @@ async fn token(app: &App, mut call: Call, kind: &Kind) -> Outcome<Response<Body>
 /// Checks the object that the token shall live and die with, and writes it into the claims.
 async fn bind_token(app: &App, call: &Call, reference: &Value, bound: &mut Bound) -> Outcome<()> {
     let agent = call.user.node();
-    if !reference.is_object() {
-        let why = "node may only create tokens for pods that are bound to it".to_owned();
-        return match agent {
-            Some(_) => Err(Failure::forbidden("", "serviceaccounts", &call.target.name, why)),
-            None => Ok(()),
-        };
-    }
     let (kind_name, name) = (text(reference, &["kind"]), text(reference, &["name"]));
+    if agent.is_some() {
+        let refuse = |why: &str| Err(Failure::forbidden("", "serviceaccounts", &call.target.name, why));
+        if kind_name != "Pod" || text(reference, &["apiVersion"]) != "v1" || name.is_empty() {
+            return refuse("node requested token not bound to a pod");
+        }
+        if text(reference, &["uid"]).is_empty() {
+            return refuse("node requested token with a pod binding without a uid");
+        }
+    }
+    if !reference.is_object() {
+        return Ok(());
+    }
     let (plural, namespace) = match kind_name {
         "Pod" => ("pods", bound.namespace.as_str()),
         "Secret" => ("secrets", bound.namespace.as_str()),

@@ -3,6 +3,7 @@
 mod audit;
 mod certificates;
 mod joining;
+mod node_restriction;
 
 use std::sync::Arc;
 

@@ -1,19 +1,12 @@
 //! What an agent (`system:node:<name>` in `system:nodes`) may do: look after its own node and the pods bound to it.
 //!
-//! [`decide`] is the authorizer: secrets, configmaps and tokens only as far as a pod on the node uses them.
-//! [`restrict`] is the admission half: an agent writes its own node, lease and pods and nobody else's.
+//! Secrets, configmaps and tokens only as far as a pod on the node uses them. What an agent may write of its own node,
+//! lease and pods is `admission::node_restriction`'s.
 
 use serde_json::Value;
 
-use super::{User, authorize::Attributes};
-use crate::{
-    api::{
-        object::text,
-        registry::Registry,
-        status::{Failure, Outcome},
-    },
-    resources::Resource,
-};
+use super::authorize::Attributes;
+use crate::api::{object::text, registry::Registry, status::Outcome};
 
 pub enum Opinion {
     Allow,
@@ -101,11 +94,17 @@ async fn used(registry: &Registry, node: &str, a: &Attributes<'_>) -> Outcome<Op
     })
 }
 
-/// Whether a pod uses a secret, a configmap or a service account.
+/// Whether a pod uses this secret, configmap or service account.
 pub fn refers(pod: &Value, plural: &str, name: &str) -> bool {
+    refers_to(pod, plural, |found| found == name)
+}
+
+/// Whether a pod uses any object of the kind that `is` takes by its name.
+pub fn refers_to(pod: &Value, plural: &str, is: impl Fn(&str) -> bool) -> bool {
     let spec = &pod["spec"];
+    let named = |value: &Value, path: &[&str]| Some(text(value, path)).filter(|name| !name.is_empty()).is_some_and(&is);
     if plural == "serviceaccounts" {
-        return text(spec, &["serviceAccountName"]) == name;
+        return named(spec, &["serviceAccountName"]);
     }
     let (volume, key, env, from) = match plural {
         "secrets" => ("secret", "secretName", "secretKeyRef", "secretRef"),
@@ -113,60 +112,17 @@ pub fn refers(pod: &Value, plural: &str, name: &str) -> bool {
     };
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let in_volume = |v: &Value| {
-        text(v, &[volume, key]) == name
-            || list(&v["projected"]["sources"]).iter().any(|source| text(source, &[volume, "name"]) == name)
+        named(v, &[volume, key])
+            || list(&v["projected"]["sources"]).iter().any(|source| named(source, &[volume, "name"]))
     };
     let in_container = |c: &Value| {
-        list(&c["env"]).iter().any(|e| text(e, &["valueFrom", env, "name"]) == name)
-            || list(&c["envFrom"]).iter().any(|e| text(e, &[from, "name"]) == name)
+        list(&c["env"]).iter().any(|e| named(e, &["valueFrom", env, "name"]))
+            || list(&c["envFrom"]).iter().any(|e| named(e, &[from, "name"]))
     };
-    let pull = plural == "secrets" && list(&spec["imagePullSecrets"]).iter().any(|s| text(s, &["name"]) == name);
+    let pull = plural == "secrets" && list(&spec["imagePullSecrets"]).iter().any(|s| named(s, &["name"]));
     let containers = ["initContainers", "containers", "ephemeralContainers"];
     pull || list(&spec["volumes"]).iter().any(in_volume)
         || containers.iter().any(|key| list(&spec[*key]).iter().any(in_container))
-}
-
-/// Labels that an agent may not give to its own node.
-const RESTRICTED: &str = "node-restriction.kubernetes.io/";
-
-/// The admission half: refuses what an agent may not write. `object` is `None` on delete.
-pub fn restrict(user: &User, resource: &Resource, object: Option<&Value>, old: Option<&Value>) -> Outcome<()> {
-    let Some(node) = user.node() else { return Ok(()) };
-    let current = old.or(object).unwrap_or(&Value::Null);
-    let name = text(current, &["metadata", "name"]);
-    let refuse = |why: String| Err(Failure::forbidden(resource.group, resource.plural, name, why));
-    match (resource.group, resource.plural) {
-        ("", "nodes") if name != node => refuse(format!("node \"{node}\" is not allowed to modify node \"{name}\"")),
-        ("", "nodes") => match object.and_then(|new| restricted_label(new, old)) {
-            Some(label) => refuse(format!("is not allowed to modify labels: {label}")),
-            None => Ok(()),
-        },
-        ("", "pods") if old.is_none() => match object.map(|o| mirror_of(o, node)) {
-            Some(true) => Ok(()),
-            _ => refuse(format!(
-                "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods"
-            )),
-        },
-        ("", "pods") if text(current, &["spec", "nodeName"]) != node => {
-            refuse(format!("node \"{node}\" can only modify pods with spec.nodeName set to itself"))
-        }
-        ("coordination.k8s.io", "leases") if name != node => {
-            refuse("can only access node lease with the same name as the requesting node".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn restricted_label(new: &Value, old: Option<&Value>) -> Option<String> {
-    let labels = |o: Option<&Value>| o.and_then(|o| o["metadata"]["labels"].as_object().cloned()).unwrap_or_default();
-    let (new, old) = (labels(Some(new)), labels(old));
-    let changed = |key: &&String| new.get(*key) != old.get(*key);
-    new.keys().chain(old.keys()).filter(changed).find(|key| key.contains(RESTRICTED)).cloned()
-}
-
-fn mirror_of(pod: &Value, node: &str) -> bool {
-    text(pod, &["spec", "nodeName"]) == node
-        && pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some()
 }
 
 #[cfg(test)]

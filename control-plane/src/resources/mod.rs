@@ -13,7 +13,7 @@ mod lease;
 mod metadata;
 mod namespace;
 mod networking;
-mod node;
+pub mod node;
 mod pod;
 mod rbac;
 mod secret;

@@ -14,6 +14,32 @@ const ROLE_LABEL: &str = "kubernetes.io/role";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
+/// Labels of Kubernetes' own that an agent may give to its node, and whole domains of them.
+const OWN_LABELS: &[&str] = &[
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+];
+const OWN_DOMAINS: &[&str] = &["kubelet.kubernetes.io", "node.kubernetes.io"];
+const OTHERS_DOMAINS: &[&str] = &["kubernetes.io", "k8s.io"];
+
+/// Whether an agent may set this label on its own node: of Kubernetes' labels only those that cannot draw other people's
+/// pods to it. `node-role.kubernetes.io/…` is for administrators.
+pub fn may_label_itself(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let within = |of: &&str| domain == *of || domain.strip_suffix(*of).is_some_and(|rest| rest.ends_with('.'));
+    !OTHERS_DOMAINS.iter().any(|of| within(of))
+        || OWN_LABELS.contains(&key)
+        || OWN_DOMAINS.iter().any(|of| within(of))
+}
+
 pub(super) struct Node;
 
 impl Strategy for Node {
