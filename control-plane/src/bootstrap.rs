@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leme_store::Revision;
+use leme_store::{Revision, cache::Snapshot};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -14,20 +14,21 @@ use crate::{
     api::{
         App,
         create::Writer,
-        object::text,
+        object::{Item, text},
         query::{FieldValidation, WriteOptions},
         registry::Kind,
         status::{Failure, Outcome},
     },
     auth::{MASTERS, User},
-    joining,
+    joining, masters,
     resources::{self, Companions},
 };
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 const MIRRORED: &str = "endpointslice.kubernetes.io/managed-by";
 const OWNER: &str = "leme-control-plane";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const CLIENT_CA: &str = "extension-apiserver-authentication";
 /// How often leaked allocations are looked for; upstream's interval.
 const REPAIR: Duration = Duration::from_secs(180);
 /// How often the server's own Services and their endpoints are looked after; upstream's interval.
@@ -52,6 +53,7 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
         ensure_in(app, &kind, &scope, object).await?;
     }
     ensure(app, "configmaps", "kube-system", client_ca(app)).await?;
+    same_authority(app).await?;
     // Kept true while the signer adds its signatures: it writes a new one for whatever stands here.
     let info = joining::cluster_info(&app.config, &app.client_ca, port);
     ensure_data(app, joining::CLUSTER_INFO.0, info).await?;
@@ -64,7 +66,7 @@ pub async fn run(app: &App, port: u16) -> Outcome<()> {
 async fn keep_services(app: &App, port: u16) -> Outcome<()> {
     ensure(app, "services", "default", kubernetes_service(&app.config, port)).await?;
     ensure(app, "services", "kube-system", dns_service(&app.config)).await?;
-    publish(app, port).await
+    masters::publish(app, port).await
 }
 
 /// Runs until `shutdown`.
@@ -93,7 +95,10 @@ pub async fn upkeep(app: Arc<App>, port: u16, shutdown: CancellationToken) {
     };
     let services = async {
         loop {
-            tokio::time::sleep(UPKEEP).await;
+            tokio::select! {
+                () = tokio::time::sleep(UPKEEP) => {}
+                () = masters::changed(&app) => {}
+            }
             if let Err(failure) = keep_services(&app, port).await {
                 tracing::warn!(%failure, "the server's own Services could not be kept; the next time tries again");
             }
@@ -159,7 +164,7 @@ async fn ensure_data(app: &App, scope: &str, object: Value) -> Outcome<()> {
 }
 
 /// Creates an object or brings the named fields of the existing one up to date.
-async fn apply(app: &App, plural: &str, scope: &str, object: Value, fields: &[&str]) -> Outcome<()> {
+pub async fn apply(app: &App, plural: &str, scope: &str, object: Value, fields: &[&str]) -> Outcome<()> {
     let kind = app.registry.builtin(plural).clone();
     let name = text(&object, &["metadata", "name"]).to_owned();
     if kind.get(scope, &name).await?.is_none() {
@@ -220,32 +225,26 @@ fn dns_service(config: &Config) -> Value {
     })
 }
 
+/// Servers of one cluster have one authority. One with another would sign what the others refuse.
+async fn same_authority(app: &App) -> Outcome<()> {
+    let stored = app.registry.builtin("configmaps").get("kube-system", CLIENT_CA).await?;
+    let stored = stored.map(|item| text(&item.value(), &["data", "client-ca-file"]).to_owned()).unwrap_or_default();
+    if app.config.etcd.is_none() || stored.contains(app.client_ca.trim()) {
+        return Ok(());
+    }
+    Err(Failure::internal(format!(
+        "this store belongs to a cluster with another authority (config map kube-system/{CLIENT_CA}): copy the directory \
+         `pki` of one of its servers to {} and start again",
+        app.config.data_dir.join("pki").display()
+    )))
+}
+
 /// Where extension servers and agents learn which authority signs client certificates.
 fn client_ca(app: &App) -> Value {
     json!({
-        "metadata": {"name": "extension-apiserver-authentication"},
+        "metadata": {"name": CLIENT_CA},
         "data": {"client-ca-file": app.client_ca},
     })
-}
-
-/// The endpoints of the `kubernetes` Service: this server, unless only its own machine could reach it.
-async fn publish(app: &App, port: u16) -> Outcome<()> {
-    if app.config.advertise.is_loopback() {
-        return Ok(());
-    }
-    let address = app.config.advertise.to_string();
-    let endpoints = json!({
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
-    });
-    apply(app, "endpoints", "default", endpoints, &["subsets"]).await?;
-    let slice = json!({
-        "metadata": {"name": "kubernetes", "labels": {SERVICE_NAME: "kubernetes"}},
-        "addressType": if app.config.advertise.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    });
-    apply(app, "endpointslices", "default", slice, &["endpoints", "ports"]).await
 }
 
 /// The endpoints of `kube-dns`: every node, ready when the node is.
@@ -284,17 +283,18 @@ fn dns_endpoint(node: &Value) -> Option<Value> {
 /// Gives back what no Service holds and takes what one holds without an entry. A leak must show twice: the Service that
 /// took it may just have been on its way.
 async fn repair(app: &App, suspects: &mut Companions) -> Outcome<()> {
-    let list = async |plural: &str| -> Outcome<Vec<Value>> {
-        let snapshot = app.registry.snapshot(plural).await?;
-        Ok(snapshot.objects.values().map(|item| item.value()).collect())
-    };
-    let (addresses, ports) = (list("ipaddresses").await?, list("nodeports").await?);
-    let services = list("services").await?;
-    let found = resources::repair(&services, &addresses, &ports, jiff::Timestamp::now());
-    let twice = |entry: &(String, String, String)| suspects.delete.contains(entry);
-    let leaked: Vec<_> = found.delete.iter().filter(|entry| twice(entry)).cloned().collect();
-    for (plural, namespace, name) in leaked {
-        app.registry.discard(&plural, &namespace, &name).await?;
+    let taken = [app.registry.snapshot("ipaddresses").await?, app.registry.snapshot("nodeports").await?];
+    let services = app.registry.snapshot("services").await?;
+    let values = |snapshot: &Snapshot<Item>| snapshot.objects.values().map(|item| item.value()).collect::<Vec<_>>();
+    let now = jiff::Timestamp::now();
+    let found = resources::repair(&values(&services), &values(&taken[0]), &values(&taken[1]), now);
+    for (plural, namespace, name) in found.delete.iter().filter(|entry| suspects.delete.contains(entry)) {
+        let kind = app.registry.builtin(plural);
+        let key = kind.key(namespace, name);
+        // Another server may have given it back meanwhile, and a Service have taken it.
+        if let Some(item) = taken.iter().find_map(|snapshot| snapshot.objects.get(&key)) {
+            app.registry.discard(key, item.revision).await?;
+        }
     }
     for (plural, namespace, name, object) in found.create.iter().cloned() {
         tracing::warn!(%plural, %name, "an allocation was missing and is written again");

@@ -10,6 +10,7 @@ mod auth;
 mod bootstrap;
 mod encryption;
 mod joining;
+mod masters;
 pub mod pki;
 pub mod resources;
 mod server;
@@ -22,6 +23,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
+use leme_controllers::{
+    MakeClient,
+    election::{self, Election, Term},
+};
 use leme_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -153,6 +158,7 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     }
     serving.await?;
     upkeep.await?;
+    masters::withdraw(&app, address.port()).await;
     if let Some(audit) = &app.audit {
         audit.flush().await;
     }
@@ -198,16 +204,40 @@ impl Server {
     }
 }
 
+/// All of them in the process that has the embedded store for itself; with a store that servers share, the controllers
+/// where their Lease is held and the scheduler where its own is.
 async fn run_controllers(app: &Arc<App>, config: &Config, authority: pki::Authority, shutdown: CancellationToken) {
     let app = app.clone();
-    let make_client: leme_controllers::MakeClient = Arc::new(move |user: &str| app.client(user));
+    let make_client: MakeClient = Arc::new(move |user: &str| app.client(user));
     let options = leme_controllers::Options {
         pod_cidr: config.pod_cidr,
         node_cidr_mask: if config.pod_cidr.is_ipv4() { 24 } else { 64 },
         root_ca: authority.certificate.clone(),
         node_grace_period: std::time::Duration::from_secs(50),
     };
-    leme_controllers::run(make_client, options, Arc::new(authority), shutdown).await;
+    let signer = Arc::new(authority);
+    if config.etcd.is_none() {
+        return leme_controllers::run(make_client, options, signer, shutdown).await;
+    }
+    let within = |term: &Term| -> MakeClient {
+        let (make_client, term) = (make_client.clone(), term.clone());
+        Arc::new(move |user: &str| term.client(make_client(user)))
+    };
+    let controllers =
+        |term: Term| leme_controllers::run_controllers(within(&term), options.clone(), signer.clone(), term.over());
+    let scheduler = |term: Term| leme_controllers::run_scheduler(within(&term), term.over());
+    let manager = make_client(leme_controllers::CONTROLLER_MANAGER);
+    tokio::join!(
+        election::lead(manager, election("kube-controller-manager"), shutdown.clone(), controllers),
+        election::lead(make_client(leme_controllers::SCHEDULER), election("kube-scheduler"), shutdown, scheduler),
+    );
+}
+
+/// This server stands under upstream's form of a name.
+fn election(name: &'static str) -> Election {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let identity = format!("{}_{}", host.trim(), uuid::Uuid::new_v4());
+    Election { name, identity, times: election::Times::default() }
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {

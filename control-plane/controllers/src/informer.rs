@@ -241,13 +241,12 @@ impl Informers {
         })
     }
 
+    /// What the scheduler looks at, and nothing else.
+    pub(crate) async fn run_for_scheduler(self: Arc<Self>, shutdown: CancellationToken) {
+        join_all([start(&self.pods, &shutdown), start(&self.nodes, &shutdown)]).await;
+    }
+
     pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        fn start<K>(informer: &Arc<Informer<K>>, shutdown: &CancellationToken) -> tokio::task::JoinHandle<()>
-        where
-            K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-        {
-            tokio::spawn(informer.clone().run(shutdown.clone()))
-        }
         join_all([
             start(&self.deployments, &shutdown),
             start(&self.replicasets, &shutdown),
@@ -266,6 +265,13 @@ impl Informers {
         ])
         .await;
     }
+}
+
+fn start<K>(informer: &Arc<Informer<K>>, shutdown: &CancellationToken) -> tokio::task::JoinHandle<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    tokio::spawn(informer.clone().run(shutdown.clone()))
 }
 
 /// Looks at everything from time to time even if nothing changed: what a missed event would have cost is bounded.

@@ -11,6 +11,7 @@ pub mod backends;
 pub mod bootstrap_token;
 pub mod certificates;
 pub mod deployment;
+pub mod election;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
@@ -54,12 +55,56 @@ pub struct Options {
 /// Makes a client that acts as this user. Groups are the caller's matter: service accounts belong to theirs.
 pub type MakeClient = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 
+/// The user that the scheduler is.
+pub const SCHEDULER: &str = "system:kube-scheduler";
+/// The user that reads for all controllers.
+pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+
 /// Runs every controller and the scheduler until `shutdown`. Losing the API is retried, never fatal.
 pub async fn run(make_client: MakeClient, options: Options, signer: Arc<dyn Signer>, shutdown: CancellationToken) {
-    let account = |name: &str| make_client(&format!("system:serviceaccount:kube-system:{name}"));
-    let informers = Informers::new(make_client("system:kube-controller-manager"));
-    let mut tasks = JoinSet::new();
+    let informers = Informers::new(make_client(CONTROLLER_MANAGER));
+    let mut tasks = start_controllers(&make_client, &options, signer, &informers, &shutdown);
+    tasks.spawn(scheduler::start(make_client(SCHEDULER), informers.clone(), shutdown.clone()));
+    watch_until(informers.run(shutdown), tasks).await;
+}
 
+/// Where servers elect one of them for each part: the controllers alone.
+pub async fn run_controllers(
+    make_client: MakeClient,
+    options: Options,
+    signer: Arc<dyn Signer>,
+    shutdown: CancellationToken,
+) {
+    let informers = Informers::new(make_client(CONTROLLER_MANAGER));
+    let tasks = start_controllers(&make_client, &options, signer, &informers, &shutdown);
+    watch_until(informers.run(shutdown), tasks).await;
+}
+
+/// The scheduler alone.
+pub async fn run_scheduler(make_client: MakeClient, shutdown: CancellationToken) {
+    let informers = Informers::new(make_client(SCHEDULER));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(scheduler::start(make_client(SCHEDULER), informers.clone(), shutdown.clone()));
+    watch_until(informers.run_for_scheduler(shutdown), tasks).await;
+}
+
+/// Each `start` registered its handlers before it returned its future: no controller misses an object.
+async fn watch_until(watches: impl Future<Output = ()>, mut tasks: JoinSet<()>) {
+    watches.await;
+    // A controller that is cut off is one that crashed, which each survives. Waiting could take for ever: for a first
+    // list that never comes now, for a write that a store without a quorum does not answer.
+    tasks.shutdown().await;
+}
+
+fn start_controllers(
+    make_client: &MakeClient,
+    options: &Options,
+    signer: Arc<dyn Signer>,
+    informers: &Arc<Informers>,
+    shutdown: &CancellationToken,
+) -> JoinSet<()> {
+    let account = |name: &str| make_client(&format!("system:serviceaccount:kube-system:{name}"));
+    let mut tasks = JoinSet::new();
     tasks.spawn(deployment::start(account("deployment-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(replicaset::start(account("replicaset-controller"), informers.clone(), shutdown.clone()));
     tasks.spawn(endpointslice::start(account("endpointslice-controller"), informers.clone(), shutdown.clone()));
@@ -84,13 +129,7 @@ pub async fn run(make_client: MakeClient, options: Options, signer: Arc<dyn Sign
     tasks.spawn(pod_cidr::start(account("node-controller"), informers.clone(), options.clone(), shutdown.clone()));
     tasks.spawn(pod_gc::start(account("pod-garbage-collector"), informers.clone(), shutdown.clone()));
     tasks.spawn(garbage::start(account("generic-garbage-collector"), shutdown.clone()));
-    tasks.spawn(scheduler::start(make_client("system:kube-scheduler"), informers.clone(), shutdown.clone()));
-
-    // Each `start` registered its handlers before it returned its future: no controller misses an object.
-    informers.run(shutdown).await;
-    // A controller that is cut off is one that crashed, which each survives. Waiting could take for ever: for a first
-    // list that never comes now, for a write that a store without a quorum does not answer.
-    tasks.shutdown().await;
+    tasks
 }
 
 #[cfg(test)]

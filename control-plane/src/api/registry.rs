@@ -227,11 +227,11 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes an object whatever it is.
-    pub async fn discard(&self, plural: &str, namespace: &str, name: &str) -> Outcome<()> {
-        let key = self.companion(plural)?.key(namespace, name);
+    /// Removes an object whatever it is, unless it has changed since `revision`.
+    pub async fn discard(&self, key: Key, revision: Revision) -> Outcome<()> {
+        let conditions = vec![Condition::Unchanged(key.clone(), revision)];
         let operations = vec![Operation::Delete { key }];
-        self.store.commit(Transaction { conditions: Vec::new(), operations }).await?;
+        self.store.commit(Transaction { conditions, operations }).await?;
         Ok(())
     }
 

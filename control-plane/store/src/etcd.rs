@@ -5,11 +5,17 @@
 //! revision arrives whole. Progress is asked for only while somebody waits ([`Store::frontier`], the end of a
 //! replay); etcd answers correctly from 3.5.8 on, 3.5.13 or newer is recommended.
 //!
+//! Calls go to one member until it fails, then to the next. What cannot have reached the member that failed is asked
+//! again there, and every read; a write whose fate is unknown is the caller's matter.
+//!
 //! Keys that expire share etcd leases: one lease per lifetime and short span of time, not one per key.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,7 +30,11 @@ use tokio::sync::watch;
 
 use crate::{Condition, Error, Event, Key, Operation, Outcome, Page, Record, Revision, Store, Transaction, Watch};
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// While nothing has been answered since the last timeout: a request is several calls, and its client waits for them all.
+const CALL_TIMEOUT_IN_TROUBLE: Duration = Duration::from_secs(2);
+/// A whole prefix may be large.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
 /// A progress request that came before the watch had caught up gets no answer: it is repeated this often.
@@ -46,7 +56,7 @@ pub struct Tls {
 }
 
 pub struct Etcd {
-    client: Client,
+    members: Arc<Members>,
     wanted: Arc<Mutex<HashMap<String, watch::Sender<Revision>>>>,
     leases: tokio::sync::Mutex<HashMap<u32, SharedLease>>,
 }
@@ -71,13 +81,21 @@ impl Etcd {
             }
             options = options.with_tls(with);
         }
-        let client = Client::connect(endpoints, Some(options)).await;
-        let client = client.map_err(|error| unavailable("connect to etcd at", &endpoints.join(","), &error))?;
-        Ok(Self { client, wanted: Arc::default(), leases: tokio::sync::Mutex::default() })
+        let mut clients = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let client = Client::connect([endpoint], Some(options.clone())).await;
+            clients.push(client.map_err(|error| unavailable("connect to etcd at", endpoint, &error))?);
+        }
+        let members = Members { clients, current: AtomicUsize::new(0), in_trouble: AtomicBool::new(false) };
+        let members = Arc::new(members);
+        Ok(Self { members, wanted: Arc::default(), leases: tokio::sync::Mutex::default() })
     }
 
-    fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(usize::MAX)
+    async fn read<R, F>(&self, action: &'static str, subject: &str, ask: impl Fn(KvClient) -> F) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, etcd_client::Error>>,
+    {
+        self.members.call(action, subject, |_| true, |client| ask(kv(&client))).await
     }
 
     /// One lease for keys of the same lifetime that come close together.
@@ -92,8 +110,9 @@ impl Etcd {
         }
         let span = (seconds / LEASE_SHARE).min(LEASE_SPAN);
         let until = Instant::now() + Duration::from_secs(u64::from(span));
-        let mut client = self.client.lease_client();
-        let id = call("grant a lease", "etcd", client.grant(i64::from(seconds + span), None)).await?.id();
+        let ttl = i64::from(seconds + span);
+        let grant = |client: Client| async move { client.lease_client().grant(ttl, None).await };
+        let id = self.members.call("grant a lease", "etcd", |_| true, grant).await?.id();
         leases.insert(seconds, SharedLease { id, keys: 1, until });
         Ok(id)
     }
@@ -125,14 +144,13 @@ impl Etcd {
 #[async_trait]
 impl Store for Etcd {
     async fn revision(&self) -> Result<Revision, Error> {
-        let mut kv = self.kv();
-        let response = call("read", "revision", kv.get("revision", Some(GetOptions::new().with_count_only()))).await?;
+        let ask = |mut kv: KvClient| async move { kv.get("revision", Some(GetOptions::new().with_count_only())).await };
+        let response = self.read("read", "revision", ask).await?;
         Ok(at(response.header()))
     }
 
     async fn get(&self, key: &str) -> Result<(Option<Record>, Revision), Error> {
-        let mut kv = self.kv();
-        let mut response = call("get", key, kv.get(key, None)).await?;
+        let mut response = self.read("get", key, |mut kv| async move { kv.get(key, None).await }).await?;
         Ok((response.take_kvs().pop().map(record), at(response.header())))
     }
 
@@ -146,8 +164,11 @@ impl Store for Etcd {
         let start = after.filter(|after| *after >= prefix).map_or_else(|| prefix.to_owned(), |key| format!("{key}\0"));
         let revision = wanted.map_or(0, |revision| revision.0 as i64);
         let options = GetOptions::new().with_range(end_of(prefix)).with_limit(limit as i64).with_revision(revision);
-        let mut kv = self.kv();
-        let response = call("list", prefix, kv.get(start, Some(options))).await;
+        let ask = |mut kv: KvClient| {
+            let (start, options) = (start.clone(), options.clone());
+            async move { kv.get(start, Some(options)).await }
+        };
+        let response = self.read("list", prefix, ask).await;
         let mut response = match (response, wanted) {
             (Err(error), Some(wanted)) => return Err(self.explain(error, wanted).await),
             (response, _) => response?,
@@ -162,9 +183,12 @@ impl Store for Etcd {
         let compares: Vec<_> = transaction.conditions.iter().map(compare).collect();
         let reads: Vec<_> = transaction.conditions.iter().map(|c| TxnOp::get(&**c.key(), None)).collect();
         let operations = self.operations(transaction.operations).await?;
-        let mut kv = self.kv();
         let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
-        let response = call("commit", &subject, kv.txn(txn)).await?;
+        let ask = |client: Client| {
+            let txn = txn.clone();
+            async move { kv(&client).txn(txn).await }
+        };
+        let response = self.members.call("commit", &subject, never_arrived, ask).await?;
         let revision = at(response.header());
         if response.succeeded() {
             return Ok(Outcome::Committed(revision));
@@ -179,15 +203,19 @@ impl Store for Etcd {
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {
         // A watch learns of compaction only after it was made: a read at its start tells now.
         let options = GetOptions::new().with_count_only().with_revision(from.0 as i64);
-        let mut kv = self.kv();
-        let checked = call("watch", prefix, kv.get(prefix, Some(options))).await;
+        let ask = |mut kv: KvClient| {
+            let options = options.clone();
+            async move { kv.get(prefix, Some(options)).await }
+        };
+        let checked = self.read("watch", prefix, ask).await;
         match checked.map_err(|error| (is_future(&error), error)) {
             Ok(_) | Err((true, _)) => {}
             Err((false, error)) => return Err(self.explain(error, from).await),
         }
         let wanted = self.want(prefix, self.revision().await?);
         let live = Live {
-            client: self.client.clone(),
+            members: self.members.clone(),
+            member: 0,
             prefix: prefix.to_owned(),
             delivered: from,
             stream: None,
@@ -204,8 +232,8 @@ impl Store for Etcd {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        let mut kv = self.kv();
-        match call("compact", &revision.to_string(), kv.compact(revision.0 as i64, None)).await {
+        let ask = |mut kv: KvClient| async move { kv.compact(revision.0 as i64, None).await };
+        match self.read("compact", &revision.to_string(), ask).await {
             Err(error) if is_compacted(&error) => Ok(()),
             Err(error) if is_future(&error) => Err(Error::Future { wanted: revision, newest: self.revision().await? }),
             result => result.map(drop),
@@ -227,7 +255,8 @@ impl Etcd {
 
     /// etcd names the oldest revision only to a watch that came too late.
     async fn oldest(&self, wanted: Revision) -> Option<Revision> {
-        let mut client = self.client.watch_client();
+        let (_, client) = self.members.current();
+        let mut client = client.watch_client();
         let options = WatchOptions::new().with_start_revision(wanted.0.max(1) as i64);
         let mut stream = client.watch("revision", Some(options)).await.ok()?;
         let search = async {
@@ -244,7 +273,9 @@ impl Etcd {
 
 /// One watch and what it takes to make it again.
 struct Live {
-    client: Client,
+    members: Arc<Members>,
+    /// The one that it watches.
+    member: usize,
     prefix: String,
     /// Everything up to here has been handed on.
     delivered: Revision,
@@ -293,6 +324,7 @@ impl Live {
             }
             broken => {
                 tracing::debug!(prefix = %self.prefix, ?broken, "the etcd watch broke; resuming");
+                self.members.leave(self.member);
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -303,13 +335,16 @@ impl Live {
             .with_range(end_of(&self.prefix))
             .with_start_revision(self.delivered.0 as i64 + 1)
             .with_prev_key();
-        let mut client = self.client.watch_client().max_decoding_message_size(usize::MAX);
+        let (member, client) = self.members.current();
+        self.member = member;
+        let mut client = client.watch_client().max_decoding_message_size(usize::MAX);
         match tokio::time::timeout(CALL_TIMEOUT, client.watch(self.prefix.as_str(), Some(options))).await {
             Ok(Ok(mut stream)) => {
                 self.stream = stream.request_progress().await.is_ok().then_some(stream);
             }
             failed => {
                 tracing::debug!(prefix = %self.prefix, failed = ?failed.map(drop), "no watch on etcd yet; trying again");
+                self.members.leave(member);
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -375,19 +410,105 @@ fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-async fn call<R>(
-    action: &'static str,
-    subject: &str,
-    call: impl Future<Output = Result<R, etcd_client::Error>>,
-) -> Result<R, Error> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result.map_err(|error| unavailable(action, subject, &error)),
-        Err(_) => Err(Error::Unavailable {
-            action,
-            subject: subject.to_owned(),
-            reason: format!("etcd did not answer within {CALL_TIMEOUT:?}"),
-        }),
+/// A client for each member, and which one is asked.
+struct Members {
+    clients: Vec<Client>,
+    current: AtomicUsize,
+    /// The last call was not answered in time.
+    in_trouble: AtomicBool,
+}
+
+impl Members {
+    fn current(&self) -> (usize, Client) {
+        let member = self.current.load(Ordering::Relaxed);
+        (member, self.clients[member].clone())
     }
+
+    /// On to the next, unless somebody else has gone on already.
+    fn leave(&self, member: usize) {
+        let next = (member + 1) % self.clients.len();
+        // A failure says that somebody has.
+        let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn patience(&self, action: &str) -> Duration {
+        match action {
+            "list" => LIST_TIMEOUT,
+            _ if self.in_trouble.load(Ordering::Relaxed) => CALL_TIMEOUT_IN_TROUBLE,
+            _ => CALL_TIMEOUT,
+        }
+    }
+
+    /// Asks the current member, and the others in turn for as long as `again` allows it after a failure.
+    async fn call<R, F>(
+        &self,
+        action: &'static str,
+        subject: &str,
+        again: impl Fn(&etcd_client::Error) -> bool,
+        ask: impl Fn(Client) -> F,
+    ) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, etcd_client::Error>>,
+    {
+        let asked = async {
+            for _ in 1..self.clients.len() {
+                let (member, client) = self.current();
+                match ask(client).await {
+                    Err(error) if is_trouble(&error) => {
+                        self.leave(member);
+                        if !again(&error) {
+                            return Err(error);
+                        }
+                    }
+                    result => return result,
+                }
+            }
+            let (member, client) = self.current();
+            let result = ask(client).await;
+            if result.as_ref().is_err_and(is_trouble) {
+                self.leave(member);
+            }
+            result
+        };
+        let limit = self.patience(action);
+        match tokio::time::timeout(limit, asked).await {
+            Ok(result) => {
+                if !result.as_ref().is_err_and(is_trouble) {
+                    self.in_trouble.store(false, Ordering::Relaxed);
+                }
+                result.map_err(|error| unavailable(action, subject, &error))
+            }
+            Err(_) => {
+                self.in_trouble.store(true, Ordering::Relaxed);
+                self.leave(self.current().0);
+                let reason = format!("etcd did not answer within {limit:?}");
+                Err(Error::Unavailable { action, subject: subject.to_owned(), reason })
+            }
+        }
+    }
+}
+
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(usize::MAX)
+}
+
+/// The member's, not the question's.
+fn is_trouble(error: &etcd_client::Error) -> bool {
+    use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
+    match error {
+        etcd_client::Error::GRpcStatus(status) => {
+            matches!(status.code(), Cancelled | DeadlineExceeded | Unavailable | Unknown)
+        }
+        etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_) => true,
+        _ => false,
+    }
+}
+
+/// No connection was there, or the member has no leader to propose to and said so at once.
+fn never_arrived(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    let mut causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    status.message() == "etcdserver: no leader" || causes.any(|cause| cause.is::<tonic::ConnectError>())
 }
 
 fn unavailable(action: &'static str, subject: &str, error: &etcd_client::Error) -> Error {

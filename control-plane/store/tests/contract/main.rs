@@ -53,7 +53,9 @@ async fn a_watch_survives_an_etcd_restart() {
     let from = store.revision().await.unwrap();
     let watch = store.watch("/t/", from).await.unwrap();
     promises::put(&*store, "/t/before", "1").await;
-    server.restart().await;
+    server.kill(0);
+    server.spawn(0);
+    server.ready().await;
     let store = server.store().await;
     let last = promises::put(&*store, "/t/after", "2").await;
     let events = promises::collect_until(watch, last).await;
