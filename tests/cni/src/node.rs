@@ -42,7 +42,7 @@ impl Node {
         ensure_bpffs().expect("bpffs");
         let cgroup = cgroup_root().expect("cgroup v2").join(&name);
         fs::create_dir(&cgroup).expect("a cgroup");
-        let nic = runtime().block_on(make_nic()).expect("a NIC");
+        let nic = make_nic().expect("a NIC");
         let directory = TempDir::with_prefix("leme-cni-").expect("a directory");
         Self { name, cgroup, nic, pods, agent_binary, directory }
     }

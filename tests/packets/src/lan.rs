@@ -1,7 +1,8 @@
 //! The host ends of two local nodes' NICs (10.89.0.11 and .12) and the machine's way out, in a namespace of their own.
 
 use crate::{
-    Frame, Verdict,
+    Frame, Network, Verdict,
+    network::connect,
     node::{ensure_bpffs, run},
 };
 use anyhow::Result;
@@ -12,9 +13,8 @@ use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
 };
-use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -48,8 +48,7 @@ impl Machine {
         let name = format!("lan-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         ensure_bpffs()?;
         let pins = Path::new("/sys/fs/bpf/leme").join(name);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(make_devices())?;
+        make_devices()?;
         // From here on dropping it removes what was pinned.
         let machine = Self { pins };
         let mut lan = Lan::open(&machine.pins)?;
@@ -101,20 +100,13 @@ impl Drop for Machine {
 
 /// The nodes' host ends with the machine's address among them, a device to the outside with the default route, and one
 /// to a network where nodes may not go.
-async fn make_devices() -> Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
+fn make_devices() -> Result<()> {
+    let machine = Network::of_this_thread()?;
     for name in ["lan1", "lan2", "uplink", "office"] {
-        handle.link().add(LinkVeth::new(name, &format!("far-{name}")).build()).execute().await?;
-        for name in [name, &format!("far-{name}")] {
-            let index = if_nametoindex(name)?;
-            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        }
+        connect((&machine, name), (&machine, &format!("far-{name}")))?;
     }
-    let places = [("lan1", MACHINE), ("uplink", UPLINK), ("office", Ipv4Addr::new(172, 16, 0, 7))];
-    for (name, address) in places {
-        handle.address().add(if_nametoindex(name)?, IpAddr::V4(address), 24).execute().await?;
+    for (name, address) in [("lan1", MACHINE), ("uplink", UPLINK), ("office", Ipv4Addr::new(172, 16, 0, 7))] {
+        machine.address(name, address, 24)?;
     }
-    let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(192, 0, 2, 1));
-    Ok(handle.route().add(default.build()).execute().await?)
+    machine.default_route(Ipv4Addr::new(192, 0, 2, 1))
 }

@@ -26,12 +26,21 @@ impl Network {
     pub fn new() -> Result<Self> {
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET).context("these tests need root: run them with `cargo xtask test`")?;
-            Ok::<_, anyhow::Error>(Self(File::open("/proc/thread-self/ns/net")?))
+            Self::of_this_thread()
         };
         let made = thread::scope(|scope| scope.spawn(make).join());
         let made = made.expect("opening a file does not panic")?;
         made.up("lo")?;
         Ok(made)
+    }
+
+    pub(crate) fn of_this_thread() -> Result<Self> {
+        Ok(Self(File::open("/proc/thread-self/ns/net")?))
+    }
+
+    /// Where others find it while it lives.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
     /// The same one.
@@ -77,6 +86,15 @@ impl Network {
 
     pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<()> {
         self.change(device, |link| link.mtu(mtu))
+    }
+
+    pub(crate) fn set_mac(&self, device: &str, mac: [u8; 6]) -> Result<()> {
+        self.change(device, |link| link.address(mac.to_vec()))
+    }
+
+    /// Moves a device to another namespace, where it is down and without addresses.
+    pub(crate) fn give(&self, device: &str, to: &Self) -> Result<()> {
+        self.change(device, |link| link.setns_by_fd(to.0.as_raw_fd()))
     }
 
     fn change(
@@ -156,12 +174,26 @@ impl Network {
 
     /// What lies directly behind a device, and the MAC there.
     pub fn neighbour(&self, device: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
+        self.neighbour_of(device, address, mac, None)
+    }
+
+    /// The same for those who speak to it with another source than the device's.
+    pub(crate) fn neighbour_of(
+        &self,
+        device: &str,
+        address: Ipv4Addr,
+        mac: [u8; 6],
+        source: Option<Ipv4Addr>,
+    ) -> Result<()> {
         let index = self.index(device)?;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .output_interface(index)
-            .scope(RouteScope::Link)
-            .build();
+            .scope(RouteScope::Link);
+        if let Some(source) = source {
+            route = route.pref_source(source);
+        }
+        let route = route.build();
         self.netlink(async |netlink| {
             let neighbour = netlink.neighbours().add(index, IpAddr::V4(address));
             neighbour.link_layer_address(&mac).replace().execute().await?;

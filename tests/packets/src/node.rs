@@ -1,6 +1,6 @@
 //! Node `a` (10.89.0.11, pods 10.244.1.2 and .3) of a cluster with node `b` (10.89.0.12), in a namespace of its own.
 
-use crate::{Frame, Namespace, Verdict};
+use crate::{Frame, Network, Verdict, network::connect};
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use leme_datapath::{Config, Datapath, EndpointSpec, Limits, Sizes, Snapshot};
@@ -10,7 +10,6 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -28,14 +27,16 @@ pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 /// The next hop to the outside, node `b`, and a client outside: all at the far end of the NIC.
 const FAR: [Ipv4Addr; 3] = [Ipv4Addr::new(10, 89, 0, 1), Ipv4Addr::new(10, 89, 0, 12), Ipv4Addr::new(198, 51, 100, 2)];
 /// MAC of the host ends.
-pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// What pods use as their gateway: no device has it.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// A pod's veth pair.
-pub(crate) struct PodPlace {
-    pub device: &'static str,
-    pub peer: &'static str,
-    pub address: Ipv4Addr,
-    pub mac: [u8; 6],
+struct PodPlace {
+    device: &'static str,
+    peer: &'static str,
+    address: Ipv4Addr,
+    mac: [u8; 6],
 }
 
 const PODS: [PodPlace; 2] = [
@@ -79,7 +80,8 @@ impl Node {
         let cgroup = cgroup_root()?.join(&name);
         fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let nic = runtime.block_on(make_devices())?;
+        let nic = make_nic()?;
+        make_pods()?;
         let mut config = Config::new(name, &cgroup, IpAddr::V4(ADDRESS), "10.244.1.0/24".parse()?);
         config.node = "a".into();
         config.nics = vec![nic];
@@ -103,14 +105,21 @@ impl Node {
     }
 
     /// A namespace with the pod of that host end in it: from then on real sockets talk there.
-    pub fn pod_namespace(&self, device: &str) -> Namespace {
+    pub fn pod_namespace(&self, device: &str) -> Network {
         let pod = PODS.iter().find(|pod| pod.device == device).expect("one of the two pods");
-        Namespace::new().and_then(|namespace| namespace.adopt_pod(pod)).expect("the pod's end moves")
+        pod.move_out().expect("the pod's end moves")
     }
 
     /// A namespace with everything at the far end of the NIC: the gateway, node `b`, and a client outside.
-    pub fn far_namespace(&self) -> Namespace {
-        Namespace::new().and_then(|namespace| namespace.adopt_wire(&FAR)).expect("the wire moves")
+    pub fn far_namespace(&self) -> Network {
+        move_wire().expect("the wire moves")
+    }
+
+    /// Another NIC in the place of today's, and what is at its far end.
+    pub fn replace_nic(&self) -> Network {
+        let gone = Network::of_this_thread().and_then(|node| node.remove("eth0"));
+        gone.and_then(|()| make_nic()).expect("another NIC");
+        self.far_namespace()
     }
 
     /// Waits until a counter has reached a value: packets between namespaces arrive a moment later.
@@ -187,6 +196,28 @@ impl PodPlace {
             limits: Limits::default(),
         })
     }
+
+    /// Moves the far end to a namespace of its own and configures both as CNI does.
+    fn move_out(&self) -> Result<Network> {
+        let (node, pod) = (Network::of_this_thread()?, Network::new()?);
+        node.give(self.peer, &pod)?;
+        pod.set_mac(self.peer, self.mac)?;
+        pod.up(self.peer)?;
+        pod.address(self.peer, self.address, 32)?;
+        pod.neighbour(self.peer, GATEWAY, HOST_MAC)?;
+        pod.default_route(GATEWAY)?;
+        node.set_mac(self.device, HOST_MAC)?;
+        node.neighbour_of(self.device, self.address, self.mac, Some(ROUTER))?;
+        Ok(pod)
+    }
+}
+
+fn move_wire() -> Result<Network> {
+    let far = Network::new()?;
+    Network::of_this_thread()?.give("wire", &far)?;
+    far.up("wire")?;
+    FAR.iter().try_for_each(|address| far.address("wire", *address, 24))?;
+    Ok(far)
 }
 
 pub(crate) fn within<T>(cgroup: &Path, work: impl FnOnce() -> T) -> T {
@@ -263,40 +294,21 @@ pub fn service(name: &str, ip: &str, node_port: u16, backends: &[(&str, &str)]) 
     ]
 }
 
-/// The pods' host ends, beside the NIC, whose index it returns.
-async fn make_devices() -> Result<u32> {
-    let nic = make_nic().await?;
-    make_pairs(&[("pod2", "peer2"), ("pod3", "peer3")]).await?;
-    Ok(nic)
+fn make_pods() -> Result<()> {
+    let node = Network::of_this_thread()?;
+    PODS.iter().try_for_each(|pod| connect((&node, pod.device), (&node, pod.peer)))
 }
 
 /// `lo` up, and the NIC `eth0` with the node's address and a default route. Returns its index.
-pub async fn make_nic() -> Result<u32> {
+pub fn make_nic() -> Result<u32> {
     // Devices to come say nothing by themselves, which would be counted.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
-    let handle = make_pairs(&[("eth0", "wire")]).await?;
-    bring_up(&handle, "lo").await?;
-    let nic = if_nametoindex("eth0")?;
-    handle.address().add(nic, IpAddr::V4(ADDRESS), 24).execute().await?;
-    let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 89, 0, 1));
-    handle.route().add(default.build()).execute().await?;
-    Ok(nic)
-}
-
-async fn make_pairs(pairs: &[(&str, &str)]) -> Result<Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
-    for (name, peer) in pairs {
-        handle.link().add(LinkVeth::new(name, peer).build()).execute().await?;
-        bring_up(&handle, name).await?;
-        bring_up(&handle, peer).await?;
-    }
-    Ok(handle)
-}
-
-async fn bring_up(handle: &Handle, name: &str) -> Result<()> {
-    let index = if_nametoindex(name)?;
-    Ok(handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+    let node = Network::of_this_thread()?;
+    node.up("lo")?;
+    connect((&node, "eth0"), (&node, "wire"))?;
+    node.address("eth0", ADDRESS, 24)?;
+    node.default_route(FAR[0])?;
+    node.index("eth0")
 }
 
 pub fn ensure_bpffs() -> Result<()> {

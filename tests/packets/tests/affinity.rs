@@ -91,10 +91,10 @@ fn a_pod_has_one_backend_for_its_sockets_and_its_packets() {
         node.datapath.add_namespace(IpAddr::V4(POD), Path::new(&pod.path())).unwrap();
         let servers = Servers::start();
         node.within_cgroup(|| {
-            let at_sockets = servers.asked_by(|| pod.run(any_port), VIP);
+            let at_sockets = servers.asked_by(|| pod.within(any_port), VIP);
             assert_eq!(at_sockets.len(), 1);
             assert_eq!(node.datapath.dump().unwrap().connections, 0, "nothing was left to be translated per packet");
-            assert_eq!(servers.asked_by(|| pod.run(any_port), "10.89.0.11:30080"), at_sockets, "the NodePort");
+            assert_eq!(servers.asked_by(|| pod.within(any_port), "10.89.0.11:30080"), at_sockets, "the NodePort");
             assert_eq!(chosen(node, "from_pod", "pod2", "10.244.1.2", VIP), at_sockets);
         });
     });
@@ -106,7 +106,7 @@ fn a_pod_whose_namespace_is_unknown_has_one_backend_per_packet() {
         let pod = node.pod_namespace("pod2");
         let servers = Servers::start();
         node.within_cgroup(|| {
-            let asked = servers.asked_by(|| pod.run(any_port), VIP);
+            let asked = servers.asked_by(|| pod.within(any_port), VIP);
             assert_eq!(asked.len(), 1);
             assert_ne!(node.datapath.dump().unwrap().connections, 0);
             assert_eq!(chosen(node, "from_pod", "pod2", "10.244.1.2", VIP), asked);

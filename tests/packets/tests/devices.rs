@@ -3,11 +3,11 @@
 
 use leme_datapath::{find_nics, keep_overlay};
 use leme_tests_packets::{
-    Frame, Node,
+    Frame, Network, Node,
+    device::inject,
     frame::SYN,
     in_namespace,
     node::{ADDRESS, service},
-    outside::Outside,
 };
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn follow(node: &mut Node) -> bool {
 }
 
 /// A connection from outside to a NodePort, whose other end answers.
-fn is_served(outside: &Outside, listener: &TcpListener) {
+fn is_served(outside: &Network, listener: &TcpListener) {
     let address: SocketAddr = NODE_PORT.parse().unwrap();
     let mut client = outside.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(3))).unwrap();
     drop(listener.accept().unwrap());
@@ -40,13 +40,15 @@ fn is_served(outside: &Outside, listener: &TcpListener) {
 #[test]
 fn a_nic_that_is_replaced_serves_again() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
-        let outside = Outside::new().unwrap();
+        // A namespace that goes takes its devices along, and with them this end of the wire.
+        let mut kept = Vec::new();
         for _ in 0..2 {
-            node.wait(outside.plug_in()).unwrap();
+            let outside = node.replace_nic();
             assert!(follow(node));
             assert!(!follow(node), "nothing has changed since");
             let listener = TcpListener::bind(BACKEND).unwrap();
             is_served(&outside, &listener);
+            kept.push(outside);
         }
         let links = fs::read_dir(node.datapath.config().pin_dir.join("links")).unwrap().count();
         assert_eq!(links, node.datapath.attachments().unwrap().len(), "links of removed devices are forgotten");
@@ -119,14 +121,12 @@ fn what_the_tunnel_lost_while_it_was_off_comes_back() {
 #[test]
 fn a_vlans_frame_is_left_to_the_vlans_own_device() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
-        let outside = Outside::new().unwrap();
-        node.wait(outside.plug_in()).unwrap();
-        follow(node);
-        let plain = Frame::tcp("198.51.100.2:5000", NODE_PORT, SYN).0;
-        let tagged = [&plain[..12], &[0x81, 0x00, 0, 7], &plain[12..]].concat();
-        outside.send(&tagged).unwrap();
+        let outside = node.far_namespace();
+        let plain = Frame::tcp("198.51.100.2:5000", NODE_PORT, SYN);
+        let tagged = Frame([&plain.0[..12], &[0x81, 0x00, 0, 7], &plain.0[12..]].concat());
+        inject(&outside, "wire", &tagged).unwrap();
         // Frames stay in order: when the second one has been counted, the first has passed.
-        outside.send(&plain).unwrap();
+        inject(&outside, "wire", &plain).unwrap();
         while node.counter("forwarded/ingress") == 0 {
             std::thread::yield_now();
         }

@@ -113,8 +113,7 @@ fn a_service_is_resolved_for_packets_the_socket_layer_missed() {
         let to = format!("10.244.1.2:{}", out.facts().src.port());
         let answer = Frame::tcp("10.244.1.3:8080", &to, SYN | ACK);
         let back = Frame::tcp("10.96.0.50:80", "10.244.1.2:40000", SYN | ACK);
-        let (program, device, verdict) = ("from_pod", "pod3", Verdict::Redirect);
-        check(node, &[Row { name: "the answer", program, device, packet: answer, verdict, leaves: Some(back) }]);
+        check(node, &[Row::redirected("the answer", "from_pod", "pod3", answer, back)]);
     });
 }
 

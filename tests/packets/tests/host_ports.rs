@@ -28,15 +28,6 @@ fn all() -> [HostPort; 3] {
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| port(None, protocol))
 }
 
-fn row(name: &'static str, program: &'static str, device: &'static str, packet: Frame, leaves: Frame) -> Row {
-    Row { name, program, device, packet, verdict: Verdict::Redirect, leaves: Some(leaves) }
-}
-
-fn untouched(name: &'static str, program: &'static str, packet: Frame) -> Row {
-    let leaves = Some(packet.clone());
-    Row { name, program, device: "eth0", packet, verdict: Verdict::Pass, leaves }
-}
-
 /// Frontend → backends, as `leme bpf services` shows them.
 fn table(node: &Node) -> Vec<(String, String)> {
     let rows = node.datapath.dump().unwrap().services;
@@ -50,44 +41,47 @@ fn outside_clients_reach_the_pod_with_their_own_address() {
         check(
             node,
             &[
-                row(
-                    "in",
-                    "nic_ingress",
-                    "eth0",
-                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:8081", SYN),
-                    Frame::tcp("198.51.100.2:5000", "10.244.1.2:80", SYN),
-                ),
-                row(
-                    "out",
-                    "from_pod",
-                    "pod2",
-                    Frame::tcp("10.244.1.2:80", "198.51.100.2:5000", SYN | ACK),
-                    Frame::tcp("10.89.0.11:8081", "198.51.100.2:5000", SYN | ACK).routed(),
-                ),
-                row(
+                Row::inwards(8081, 80, SYN),
+                Row::outwards(8081, 80, SYN | ACK),
+                Row::redirected(
                     "in over UDP",
                     "nic_ingress",
                     "eth0",
                     Frame::udp("198.51.100.2:5000", "10.89.0.11:8081"),
                     Frame::udp("198.51.100.2:5000", "10.244.1.2:80"),
                 ),
-                row(
+                Row::redirected(
                     "in over SCTP",
                     "nic_ingress",
                     "eth0",
                     Frame::sctp("198.51.100.2:5000", "10.89.0.11:8081", 1),
                     Frame::sctp("198.51.100.2:5000", "10.244.1.2:80", 1),
                 ),
-                row(
+                Row::redirected(
                     "a pod of another node, whose node masquerades it",
                     "nic_ingress",
                     "eth0",
                     Frame::tcp("10.89.0.12:14000", "10.89.0.11:8081", SYN),
                     Frame::tcp("10.89.0.12:14000", "10.244.1.2:80", SYN),
                 ),
-                untouched("loopback", "nic_ingress", Frame::tcp("198.51.100.2:5000", "127.0.0.1:8081", SYN)),
-                untouched("other ports", "nic_ingress", Frame::tcp("198.51.100.2:5000", "10.89.0.11:80", SYN)),
-                untouched("of another node", "nic_egress", Frame::tcp("10.89.0.11:40000", "10.89.0.12:8081", SYN)),
+                Row::untouched(
+                    "loopback",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::tcp("198.51.100.2:5000", "127.0.0.1:8081", SYN),
+                ),
+                Row::untouched(
+                    "other ports",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:80", SYN),
+                ),
+                Row::untouched(
+                    "of another node",
+                    "nic_egress",
+                    "eth0",
+                    Frame::tcp("10.89.0.11:40000", "10.89.0.12:8081", SYN),
+                ),
             ],
         );
     });
@@ -164,7 +158,7 @@ fn it_is_listed_and_goes_with_the_pod() {
         node.datapath.remove_endpoint(ip(POD)).unwrap();
         assert_eq!(table(node), before);
         let knock = Frame::tcp("198.51.100.2:5000", "10.89.0.11:8081", SYN);
-        check(node, &[untouched("after the pod", "nic_ingress", knock)]);
+        check(node, &[Row::untouched("after the pod", "nic_ingress", "eth0", knock)]);
     });
 }
 

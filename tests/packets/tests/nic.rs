@@ -7,32 +7,15 @@ use leme_tests_packets::{
     node::service,
 };
 
-fn row(name: &'static str, program: &'static str, device: &'static str, packet: Frame, leaves: Frame) -> Row {
-    let verdict = Verdict::Redirect;
-    Row { name, program, device, packet, verdict, leaves: Some(leaves) }
-}
-
 #[test]
 fn a_node_port_reaches_a_pod_of_the_node_with_the_clients_address() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
         check(
             node,
             &[
-                row(
-                    "in",
-                    "nic_ingress",
-                    "eth0",
-                    Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
-                    Frame::tcp("198.51.100.2:5000", "10.244.1.2:8080", SYN),
-                ),
-                row(
-                    "out",
-                    "from_pod",
-                    "pod2",
-                    Frame::tcp("10.244.1.2:8080", "198.51.100.2:5000", SYN | ACK),
-                    Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", SYN | ACK).routed(),
-                ),
-                row(
+                Row::inwards(30080, 8080, SYN),
+                Row::outwards(30080, 8080, SYN | ACK),
+                Row::redirected(
                     "in over UDP",
                     "nic_ingress",
                     "eth0",
@@ -65,14 +48,14 @@ fn a_host_network_backend_of_this_node_answers_as_the_node_port() {
         check(
             node,
             &[
-                pass(row(
+                pass(Row::redirected(
                     "in",
                     "nic_ingress",
                     "eth0",
                     Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", SYN),
                     Frame::tcp("198.51.100.2:5000", "10.89.0.11:8080", SYN),
                 )),
-                pass(row(
+                pass(Row::redirected(
                     "out",
                     "nic_egress",
                     "eth0",
@@ -87,14 +70,7 @@ fn a_host_network_backend_of_this_node_answers_as_the_node_port() {
 #[test]
 fn the_nodes_other_traffic_passes_untouched() {
     in_namespace(service("web", "10.96.0.50", 30080, &[("10.244.1.2", "a")]), |node| {
-        let same = |name, program, packet: Frame| Row {
-            name,
-            program,
-            device: "eth0",
-            packet: packet.clone(),
-            verdict: Verdict::Pass,
-            leaves: Some(packet),
-        };
+        let same = |name, program, packet| Row::untouched(name, program, "eth0", packet);
         check(
             node,
             &[
@@ -119,7 +95,7 @@ fn a_host_packet_to_a_service_is_resolved_on_its_way_out() {
         assert_eq!((verdict, out.facts().dst.to_string()), (Verdict::Redirect, "10.244.1.2:8080".into()));
         let answer = Frame::tcp("10.244.1.2:8080", &out.facts().src.to_string(), SYN | ACK);
         let back = Frame::tcp("10.96.0.50:80", "10.89.0.11:40000", SYN | ACK);
-        let to_host = row("the answer", "from_pod", "pod2", answer, back);
+        let to_host = Row::redirected("the answer", "from_pod", "pod2", answer, back);
         check(node, &[Row { verdict: Verdict::Pass, ..to_host }]);
     });
 }
@@ -150,15 +126,21 @@ fn sctp_goes_through_a_node_port_and_back_with_checksums_that_hold() {
         check(
             node,
             &[
-                row("in", "nic_ingress", "eth0", Frame::sctp(client, node_port, INIT), Frame::sctp(client, pod, INIT)),
-                row(
+                Row::redirected(
+                    "in",
+                    "nic_ingress",
+                    "eth0",
+                    Frame::sctp(client, node_port, INIT),
+                    Frame::sctp(client, pod, INIT),
+                ),
+                Row::redirected(
                     "out",
                     "from_pod",
                     "pod2",
                     Frame::sctp(pod, client, INIT_ACK),
                     Frame::sctp(node_port, client, INIT_ACK).routed(),
                 ),
-                row(
+                Row::redirected(
                     "out, the checksum left to the device",
                     "from_pod",
                     "pod2",

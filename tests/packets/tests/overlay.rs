@@ -1,7 +1,7 @@
 //! Egress by test runs. Those have no tunnel key to give, so ingress is shown with what node `b` really sends: VXLAN over
 //! UDP (RFC 7348) from the far end of the NIC.
 
-use leme_tests_packets::{Frame, Namespace, Node, Row, Verdict, check, frame::SYN, in_namespace, node::service};
+use leme_tests_packets::{Frame, Network, Node, Row, Verdict, check, frame::SYN, in_namespace, node::service};
 use std::{net::UdpSocket, time::Duration};
 
 #[test]
@@ -43,8 +43,8 @@ const OURS: u32 = 1;
 struct Tunnel(UdpSocket);
 
 impl Tunnel {
-    fn new(far: &Namespace) -> Self {
-        Self(far.run(|| listen("10.89.0.12:4789")))
+    fn new(far: &Network) -> Self {
+        Self(far.within(|| listen("10.89.0.12:4789")))
     }
 
     fn send(&self, network: u32, inner: &Frame) {
@@ -85,7 +85,7 @@ fn a_pods_packets_from_another_node_arrive_and_its_answers_go_back_through_the_t
     in_namespace(Vec::new(), |node| {
         let (pod, far) = (node.pod_namespace("pod2"), node.far_namespace());
         let tunnel = Tunnel::new(&far);
-        let server = pod.run(|| listen("10.244.1.2:8080"));
+        let server = pod.within(|| listen("10.244.1.2:8080"));
         tunnel.send(OURS, &Frame::udp("10.244.2.9:40000", "10.244.1.2:8080"));
         assert_eq!(receive(&server), ("payload".into(), "10.244.2.9:40000".into()));
         server.send_to(b"payload", "10.244.2.9:40000").unwrap();
@@ -112,7 +112,7 @@ fn the_node_itself_is_reached_through_the_tunnel() {
 fn an_outside_client_is_served_by_a_pod_of_another_node_and_answered_by_this_one() {
     in_namespace(ports(), |node| {
         let far = node.far_namespace();
-        let (tunnel, client) = (Tunnel::new(&far), far.run(|| listen("198.51.100.2:5000")));
+        let (tunnel, client) = (Tunnel::new(&far), far.within(|| listen("198.51.100.2:5000")));
         client.send_to(b"payload", "10.89.0.11:30080").unwrap();
         let forwarded = tunnel.receive();
         let facts = forwarded.facts();
@@ -143,7 +143,7 @@ fn the_nodes_own_connection_to_a_remote_pod_gets_its_answer() {
 fn what_must_not_come_through_the_tunnel_is_dropped_under_its_reason() {
     in_namespace(ports(), |node| {
         let far = node.far_namespace();
-        let (tunnel, client) = (Tunnel::new(&far), far.run(|| listen("198.51.100.2:5000")));
+        let (tunnel, client) = (Tunnel::new(&far), far.within(|| listen("198.51.100.2:5000")));
         client.send_to(b"payload", "10.89.0.11:30080").unwrap();
         let forwarded = tunnel.receive().facts();
         let to_pod = || Frame::udp("10.244.2.9:8080", "10.244.1.2:8080");

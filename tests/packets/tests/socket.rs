@@ -144,13 +144,13 @@ fn pods_name_services_undisturbed_where_only_the_hosts_sockets_are_resolved() {
             }
             assert_eq!(translated(node), 0, "the node's sockets have a backend");
             for (n, address) in [addr(VIP), mapped(VIP), addr("10.89.0.11:30080")].into_iter().enumerate() {
-                let client = pod.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap());
+                let client = pod.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap());
                 assert_eq!(client.peer_addr().unwrap(), address);
                 listener.accept().unwrap();
                 assert_eq!(translated(node), n + 1, "the pod's packets get one");
             }
             let server = UdpSocket::bind(BACKEND).unwrap();
-            let client = pod.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            let client = pod.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
             client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             client.send_to(b"who", addr(VIP)).unwrap();
             let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
@@ -172,9 +172,9 @@ fn another_nodes_port_under_a_local_policy_is_asked_over_there() {
             socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             socket
         };
-        let server = far.run(|| open(other));
+        let server = far.within(|| open(other));
         node.within_cgroup(|| {
-            for client in [open(addr("0.0.0.0:0")), pod.run(|| open(addr("0.0.0.0:0")))] {
+            for client in [open(addr("0.0.0.0:0")), pod.within(|| open(addr("0.0.0.0:0")))] {
                 client.send_to(b"who", other).unwrap();
                 let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
                 assert_eq!(from.ip().to_string(), "10.89.0.11");

@@ -55,7 +55,7 @@ fn sockets_of_the_node_and_of_pods_are_ended_when_their_backend_goes() {
         node.datapath.add_namespace(IpAddr::V4(POD), Path::new(&pod.path())).unwrap();
         node.change_within_cgroup(|node| {
             let here = [VIP, MAPPED, "10.89.0.11:30053", "127.0.0.1:30053"].map(connected);
-            let in_pod = pod.run(|| [VIP, MAPPED].map(connected));
+            let in_pod = pod.within(|| [VIP, MAPPED].map(connected));
             assert_eq!(end(node), 0, "their backend serves");
             let _server = UdpSocket::bind((OTHER, 8080)).unwrap();
             change(node, &dns(&[OTHER]));

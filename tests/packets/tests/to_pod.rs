@@ -21,7 +21,6 @@ fn the_nodes_answer_to_a_pod_comes_from_the_service_it_asked() {
 fn the_nodes_own_packets_reach_a_pod_untouched() {
     in_namespace(Vec::new(), |node| {
         let probe = Frame::tcp("10.89.0.11:40000", "10.244.1.2:80", SYN);
-        let (program, device, verdict) = ("to_pod", "pod2", Verdict::Pass);
-        check(node, &[Row { name: "a probe", program, device, packet: probe.clone(), verdict, leaves: Some(probe) }]);
+        check(node, &[Row::untouched("a probe", "to_pod", "pod2", probe)]);
     });
 }

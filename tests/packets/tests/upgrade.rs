@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 use leme_tests_packets::{
-    Frame, Node, Row, Verdict,
+    Frame, Node, Row,
     bpf::{Layout, RawMap},
     check,
     frame::{ACK, SYN},
@@ -20,29 +20,12 @@ fn put_aside(node: &Node) -> Vec<String> {
     pins.map(|pin| pin.unwrap().file_name().into_string().unwrap()).filter(|name| name.ends_with("-old")).collect()
 }
 
-fn row(name: &'static str, program: &'static str, device: &'static str, packet: Frame, leaves: Frame) -> Row {
-    Row { name, program, device, packet, verdict: Verdict::Redirect, leaves: Some(leaves) }
-}
-
-/// The client's side of a connection to a NodePort, and the pod's.
 fn inwards(flags: u8) -> Row {
-    row(
-        "in",
-        "nic_ingress",
-        "eth0",
-        Frame::tcp("198.51.100.2:5000", "10.89.0.11:30080", flags),
-        Frame::tcp("198.51.100.2:5000", "10.244.1.2:8080", flags),
-    )
+    Row::inwards(30080, 8080, flags)
 }
 
 fn outwards(flags: u8) -> Row {
-    row(
-        "out",
-        "from_pod",
-        "pod2",
-        Frame::tcp("10.244.1.2:8080", "198.51.100.2:5000", flags),
-        Frame::tcp("10.89.0.11:30080", "198.51.100.2:5000", flags).routed(),
-    )
+    Row::outwards(30080, 8080, flags)
 }
 
 #[test]
