@@ -4,7 +4,7 @@
 use crate::{
     Error, Result,
     bpf::{self, AttachType},
-    inspect::{Attachment, Place},
+    device::{interface_name, name},
     programs::{Programs, remove_pin},
 };
 use aya::programs::{
@@ -12,6 +12,7 @@ use aya::programs::{
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 use std::{
+    fmt,
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -35,6 +36,29 @@ const SOCKET: &[(&str, AttachType)] = &[
     ("getpeername6", AttachType::Getpeername6),
     ("sock_release", AttachType::SockRelease),
 ];
+
+/// A place of one of our programs.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    pub(crate) program: &'static str,
+    pub(crate) place: Place,
+    pub(crate) pin: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    Cgroup,
+    Device { ifindex: u32, side: TcAttachType },
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.place {
+            Place::Cgroup => write!(f, "{} on the node's cgroup", self.program),
+            Place::Device { ifindex, .. } => write!(f, "{} on {}", self.program, name(ifindex)),
+        }
+    }
+}
 
 pub(crate) struct Attacher {
     links: PathBuf,
@@ -188,10 +212,4 @@ fn detach_filter(ifindex: u32, side: TcAttachType) {
     let device = interface_name(ifindex).ok();
     // Dropped, it detaches.
     drop(device.map(|device| SchedClassifierLink::attached(&device, side, PRIORITY, HANDLE, None)));
-}
-
-pub(crate) fn interface_name(ifindex: u32) -> Result<String> {
-    let name = nix::net::if_::if_indextoname(ifindex);
-    let name = name.map_err(|errno| Error::Io { action: format!("name interface {ifindex}"), source: errno.into() })?;
-    Ok(name.to_string_lossy().into_owned())
 }

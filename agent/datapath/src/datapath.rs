@@ -2,14 +2,13 @@
 
 use crate::{
     Change, Config, CounterRow, Dump, Error, Limits, MapFill, Nic, ObjectKey, Result, Snapshot,
-    attach::{Attacher, interface_name},
+    attach::{Attacher, Attachment, Place},
     config::SocketLb,
     connections::Connections,
-    device::{Devices, allow_forwarding, may_forward, netns_cookie},
+    device::{Devices, allow_forwarding, interface_name, may_forward, netns_cookie},
     dump::{counters, dump, endpoints, frontend},
     fill::fill,
     host_port::{HostPort, HostPorts, owner},
-    inspect::{Attachment, Place},
     ledger::{Found, Ledger, Operations, Retired, ServiceMaps},
     migration::Migration,
     namespaces::Namespaces,

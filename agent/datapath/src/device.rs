@@ -1,7 +1,7 @@
 //! The VXLAN device and the route of the cluster's pod range, through rtnetlink in the caller's network namespace; and
 //! what must be said to the kernel about devices of ours.
 
-use crate::{Config, Error, Result, attach::interface_name};
+use crate::{Config, Error, Result};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder,
@@ -159,6 +159,17 @@ fn leads_to_pods(route: &RouteMessage, index: u32, config: &Config) -> bool {
 
 fn netlink(action: String) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |source| Error::Netlink { action, source }
+}
+
+pub(crate) fn interface_name(ifindex: u32) -> Result<String> {
+    let name = nix::net::if_::if_indextoname(ifindex);
+    let name = name.map_err(|errno| Error::Io { action: format!("name interface {ifindex}"), source: errno.into() })?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// For messages: devices come and go.
+pub(crate) fn name(ifindex: u32) -> String {
+    interface_name(ifindex).unwrap_or_else(|_| format!("device {ifindex}"))
 }
 
 /// For a device of ours: the routing table may be asked on behalf of packets that come from it (the kernel itself

@@ -4,9 +4,9 @@
 
 use crate::{
     Error, Result,
-    attach::{HANDLE, PRIORITY},
+    attach::{Attachment, HANDLE, PRIORITY, Place},
     bpf,
-    device::{Devices, PORT},
+    device::{Devices, PORT, name},
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 use futures::TryStreamExt;
@@ -17,34 +17,9 @@ use rtnetlink::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     os::fd::AsFd,
-    path::PathBuf,
     pin::pin,
 };
-
-/// A place of one of our programs.
-#[derive(Clone, Debug)]
-pub struct Attachment {
-    pub(crate) program: &'static str,
-    pub(crate) place: Place,
-    pub(crate) pin: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Place {
-    Cgroup,
-    Device { ifindex: u32, side: TcAttachType },
-}
-
-impl fmt::Display for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place {
-            Place::Cgroup => write!(f, "{} on the node's cgroup", self.program),
-            Place::Device { ifindex, .. } => write!(f, "{} on {}", self.program, name(ifindex)),
-        }
-    }
-}
 
 /// A program of somebody else's that sees packets before ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -204,8 +179,4 @@ fn program_name(id: u32) -> String {
     let mut programs = aya::programs::loaded_programs().flatten();
     let found = programs.find(|program| program.id() == id);
     found.and_then(|program| program.name_as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-fn name(ifindex: u32) -> String {
-    crate::attach::interface_name(ifindex).unwrap_or_else(|_| format!("device {ifindex}"))
 }

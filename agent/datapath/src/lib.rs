@@ -33,6 +33,7 @@ mod sockets;
 mod table;
 mod text;
 
+pub use attach::Attachment;
 pub use config::{Config, Sizes, SocketLb, VXLAN};
 pub use datapath::{Collected, Datapath, EndpointSpec, Report, remove_all};
 pub use device::keep_overlay;
@@ -43,7 +44,7 @@ pub use dump::{
 pub use error::{Error, Result};
 pub use fill::MapFill;
 pub use host_port::HostPort;
-pub use inspect::{Attachment, Foreign, Inspection, inspect};
+pub use inspect::{Foreign, Inspection, inspect};
 pub use kernel::kernel_lacks;
 pub use lan::Lan;
 pub use leme_abi::Protocol;

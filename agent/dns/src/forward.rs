@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{health::Metrics, server::edns};
+use crate::{edns, health::Metrics};
 
 const ATTEMPT: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 2;
@@ -132,7 +132,7 @@ fn readdress(mut answer: Message, request: &Message) -> Message {
     answer.metadata.authoritative = false;
     answer.queries = request.queries.clone();
     answer.edns = request.edns.as_ref().map(|asked| {
-        let mut options = edns();
+        let mut options = edns::ours();
         options.set_dnssec_ok(asked.flags().dnssec_ok);
         options
     });

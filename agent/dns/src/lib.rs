@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod cluster;
+mod edns;
 mod forward;
 mod health;
 mod server;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RData, Record, RecordType},
 };
 use tokio::{
@@ -27,14 +27,12 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    edns,
     forward::{Forwarder, Transport},
     health::Metrics,
     zone::{Answer, Zone},
 };
 
-/// What passes every path without fragments (DNS flag day 2020).
-const UDP_PAYLOAD: u16 = 1232;
-const PLAIN_UDP_PAYLOAD: u16 = 512;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 const TCP_CONNECTIONS: usize = 256;
 /// Questions that wait for an upstream at once.
@@ -152,7 +150,7 @@ fn reply(request: &Message, code: ResponseCode) -> Message {
     response.metadata.recursion_available = true;
     response.metadata.response_code = code;
     response.queries = request.queries.clone();
-    response.edns = request.edns.as_ref().map(|_| edns());
+    response.edns = request.edns.as_ref().map(|_| edns::ours());
     response
 }
 
@@ -168,12 +166,6 @@ fn negative(request: &Message, zone: &Zone, code: ResponseCode) -> Message {
     response
 }
 
-pub fn edns() -> Edns {
-    let mut edns = Edns::new();
-    edns.set_max_payload(UDP_PAYLOAD).set_version(0);
-    edns
-}
-
 /// The bytes of a response that fit: over UDP one that does not is cut and the client comes again over TCP.
 fn encode(response: &Message, room: usize) -> Option<Vec<u8>> {
     let bytes = response.to_vec().ok()?;
@@ -181,11 +173,6 @@ fn encode(response: &Message, room: usize) -> Option<Vec<u8>> {
         true => Some(bytes),
         false => response.truncate().to_vec().ok(),
     }
-}
-
-fn room(request: &Message) -> usize {
-    let asked = request.edns.as_ref().map_or(PLAIN_UDP_PAYLOAD, Edns::max_payload);
-    usize::from(asked.clamp(PLAIN_UDP_PAYLOAD, UDP_PAYLOAD))
 }
 
 /// A question, or nothing for what must not be answered: responses, and bytes that are no message.
@@ -206,7 +193,7 @@ pub async fn serve_udp(server: Arc<Server>, address: SocketAddr) {
             }
         };
         let Some(request) = decode(&buffer[..length]) else { continue };
-        let room = room(&request);
+        let room = edns::room(&request);
         match server.consider(request) {
             Next::Reply(response) => send(&server, &socket, &response, room, client).await,
             next => {

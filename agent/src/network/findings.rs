@@ -162,7 +162,7 @@ impl Watcher {
         for new in findings.iter().filter(|finding| !before.contains(finding)) {
             self.tell(new);
         }
-        self.metrics.found(&findings);
+        self.metrics.found(findings.iter().map(|finding| (finding.id.as_str(), finding.severity.name())));
         self.board.send_replace(findings);
     }
 

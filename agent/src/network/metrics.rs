@@ -22,8 +22,6 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::findings::Finding;
-
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct IpFamily {
     ip_family: &'static str,
@@ -245,11 +243,11 @@ impl Metrics {
         self.request_durations.get_or_create(&Verb { verb }).observe(took.as_secs_f64());
     }
 
-    /// What is wrong at this moment, and nothing else.
-    pub fn found(&self, findings: &[Finding]) {
+    /// What is wrong at this moment, and nothing else: ids and severities.
+    pub fn found<'a>(&self, findings: impl Iterator<Item = (&'a str, &'a str)>) {
         self.findings.clear();
-        for finding in findings {
-            let labels = Found { id: finding.id.clone(), severity: finding.severity.name().to_owned() };
+        for (id, severity) in findings {
+            let labels = Found { id: id.to_owned(), severity: severity.to_owned() };
             self.findings.get_or_create(&labels).inc();
         }
     }

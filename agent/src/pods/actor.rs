@@ -44,8 +44,6 @@ pub struct View {
     pub observed: Arc<Observed>,
 }
 
-/// How long the datapath may take to stop choosing a pod before its containers are stopped all the same.
-const DRAIN: Duration = Duration::from_secs(1);
 /// The runtime shows an exit a moment after it announces it.
 const CATCH_UP: Duration = Duration::from_millis(10);
 /// … and is not waited for longer than this.
@@ -483,11 +481,6 @@ impl Actor {
                 }
             }
         }
-    }
-
-    /// The bound on waiting for the datapath: never more than the pod's own time.
-    pub fn drain_limit(pod: &core::Pod) -> Duration {
-        DRAIN.min(plan::grace_period(pod))
     }
 }
 

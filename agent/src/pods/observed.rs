@@ -169,10 +169,11 @@ async fn describe(item: v1::Container, status: v1::ContainerStatus) -> Container
         image_ref: status.image_ref,
         log_path: status.log_path,
     };
-    if container.has_exited()
-        && let Some(message) = super::termination::message(&container).await
-    {
-        container.message = message;
+    if container.has_exited() {
+        let log = (container.fallback_to_logs && container.exit_code != 0).then_some(&*container.log_path);
+        if let Some(message) = super::termination::message(container.termination_file.as_deref(), log).await {
+            container.message = message;
+        }
     }
     container
 }

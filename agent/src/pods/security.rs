@@ -2,6 +2,7 @@
 
 use k8s_cri::v1::*;
 use k8s_openapi::api::core::v1 as core;
+use kube::ResourceExt;
 
 const MASKED: [&str; 10] = [
     "/proc/asound",
@@ -110,9 +111,8 @@ fn refuse_root(
     run_as_user: Option<i64>,
     image_user: (Option<i64>, &str),
 ) -> Result<(), SecurityError> {
-    let name =
-        format!("{}_{}({})", super::sandbox::name(pod), super::sandbox::namespace(pod), super::sandbox::uid(pod));
-    let (pod, container) = (name, container.name.clone());
+    let (namespace, uid) = (pod.namespace().unwrap_or_default(), pod.uid().unwrap_or_default());
+    let (pod, container) = (format!("{}_{namespace}({uid})", pod.name_any()), container.name.clone());
     match (run_as_user, image_user) {
         (Some(0), _) => Err(SecurityError::RunsAsRoot { pod, container }),
         (Some(_), _) => Ok(()),

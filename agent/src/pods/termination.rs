@@ -2,23 +2,19 @@
 
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use super::observed::Container;
-
 /// Upstream's bounds: of the message, and of the log's tail in bytes and lines.
 const MESSAGE: u64 = 4096;
 const TAIL: u64 = 2048;
 const LINES: usize = 80;
 
 /// None where the container left no message: the runtime's own then stands.
-pub async fn message(container: &Container) -> Option<String> {
-    let written = match &container.termination_file {
-        Some(path) => read(path, MESSAGE, false).await.filter(|message| !message.is_empty()),
-        None => None,
-    };
-    if written.is_some() || !container.fallback_to_logs || container.exit_code == 0 {
-        return written;
+pub async fn message(file: Option<&str>, log: Option<&str>) -> Option<String> {
+    if let Some(path) = file
+        && let Some(message) = read(path, MESSAGE, false).await.filter(|message| !message.is_empty())
+    {
+        return Some(message);
     }
-    read(&container.log_path, TAIL * 2, true).await.map(|log| tail(&log))
+    read(log?, TAIL * 2, true).await.map(|log| tail(&log))
 }
 
 async fn read(path: &str, limit: u64, from_end: bool) -> Option<String> {

@@ -12,9 +12,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::actor::Actor;
 use super::observed::Observed;
-use super::plan::{Action, Waiting, Work, containers};
+use super::plan::{Action, Waiting, Work, containers, grace_period};
 use super::sandbox::{self, is_host_network, namespace, uid};
 use super::{Context, cgroups, container, hooks, log_files};
 use crate::events::Kind;
@@ -50,6 +49,8 @@ pub enum Outcome {
     },
 }
 
+/// How long the datapath may take to stop choosing a pod before its containers are stopped all the same.
+const DRAIN: Duration = Duration::from_secs(1);
 /// The pause after a failure that nobody can tell the end of.
 const RETRY: Duration = Duration::from_secs(2);
 /// Upstream looks at a container whose configuration is wrong about this often.
@@ -249,7 +250,7 @@ async fn await_draining(request: &Request) -> Outcome {
             }
         };
         // Past the bound the pod is stopped all the same.
-        let _ = timeout(Actor::drain_limit(pod), drained).await;
+        let _ = timeout(DRAIN.min(grace_period(pod)), drained).await;
     }
     Outcome::Done
 }

@@ -19,13 +19,11 @@ use sha2::Sha256;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    informer::{Informers, ObjectKey, wake_self},
+    informer::{CLUSTER_INFO, Informers, ObjectKey, wake_self},
     objects::is_deleting,
     queue::{Next, Outcome, Queue, unless_gone},
 };
 
-pub const TYPE: &str = "bootstrap.kubernetes.io/token";
-pub const CLUSTER_INFO: &str = "cluster-info";
 const HOME: &str = "kube-system";
 const PUBLIC: &str = "kube-public";
 const SIGNATURE: &str = "jws-kubeconfig-";

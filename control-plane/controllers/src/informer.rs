@@ -199,6 +199,12 @@ pub fn wake_self<K: ResourceExt>(add: impl Fn(ObjectKey)) -> impl Fn(Option<&Arc
     }
 }
 
+/// Where a pod finds the API server's authority, in each namespace.
+pub const ROOT_CA: &str = "kube-root-ca.crt";
+/// What machines without credentials may know about the cluster.
+pub const CLUSTER_INFO: &str = "cluster-info";
+const BOOTSTRAP_TOKEN: &str = "bootstrap.kubernetes.io/token";
+
 /// Every shared view.
 pub struct Informers {
     pub deployments: Arc<Informer<Deployment>>,
@@ -219,10 +225,9 @@ pub struct Informers {
 
 impl Informers {
     pub fn new(client: Client) -> Arc<Self> {
-        let root_ca = watcher::Config::default().fields(&format!("metadata.name={}", crate::root_ca::NAME));
-        let tokens = watcher::Config::default().fields(&format!("type={}", crate::bootstrap_token::TYPE));
-        let cluster_info =
-            watcher::Config::default().fields(&format!("metadata.name={}", crate::bootstrap_token::CLUSTER_INFO));
+        let root_ca = watcher::Config::default().fields(&format!("metadata.name={}", ROOT_CA));
+        let tokens = watcher::Config::default().fields(&format!("type={}", BOOTSTRAP_TOKEN));
+        let cluster_info = watcher::Config::default().fields(&format!("metadata.name={}", CLUSTER_INFO));
         Arc::new(Self {
             deployments: Informer::new(client.clone()),
             replicasets: Informer::new(client.clone()),

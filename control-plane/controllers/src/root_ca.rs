@@ -10,12 +10,11 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    informer::{Informers, ObjectKey, wake_self},
+    informer::{Informers, ObjectKey, ROOT_CA, wake_self},
     objects::is_deleting,
     queue::{Next, Outcome, Queue, is_conflict},
 };
 
-pub const NAME: &str = "kube-root-ca.crt";
 const KEY: &str = "ca.crt";
 const DESCRIPTION: &str = "kubernetes.io/description";
 const TEXT: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
@@ -52,11 +51,11 @@ async fn publish(client: &Client, informers: &Informers, namespace: &str, certif
     }
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let data = BTreeMap::from([(KEY.to_owned(), certificate.to_owned())]);
-    match informers.root_ca_configmaps.get(&ObjectKey::new(namespace, NAME)) {
+    match informers.root_ca_configmaps.get(&ObjectKey::new(namespace, ROOT_CA)) {
         Some(current) if current.data.as_ref() == Some(&data) => {}
         Some(current) => {
             let updated = ConfigMap { data: Some(data), ..ConfigMap::clone(&current) };
-            api.replace(NAME, &PostParams::default(), &updated).await?;
+            api.replace(ROOT_CA, &PostParams::default(), &updated).await?;
         }
         None => match api.create(&PostParams::default(), &config_map(data)).await {
             Err(error) if is_conflict(&error) => {}
@@ -69,7 +68,7 @@ async fn publish(client: &Client, informers: &Informers, namespace: &str, certif
 fn config_map(data: BTreeMap<String, String>) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
-            name: Some(NAME.into()),
+            name: Some(ROOT_CA.into()),
             annotations: Some(BTreeMap::from([(DESCRIPTION.into(), TEXT.into())])),
             ..ObjectMeta::default()
         },

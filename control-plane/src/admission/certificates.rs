@@ -9,7 +9,7 @@ use crate::{
         object::text,
         status::{Failure, Outcome},
     },
-    auth::{MASTERS, User, authorize::Attributes},
+    auth::{MASTERS, User, attributes::Attributes},
     resources::{self, Resource},
 };
 

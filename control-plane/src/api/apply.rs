@@ -21,7 +21,7 @@ use super::{
     status::{Failure, Outcome},
 };
 use crate::{
-    auth::authorize::Attributes,
+    auth::attributes::Attributes,
     resources::{FieldError, Resource},
 };
 

@@ -46,8 +46,9 @@ use crate::{
     audit::{Audit, Trail},
     auth::{
         User,
+        attributes::Attributes,
         authenticate::{Authenticator, InProcess},
-        authorize::{Attributes, Authorizer, refusal},
+        authorize::{Authorizer, refusal},
         impersonate,
         tokens::Tokens,
     },

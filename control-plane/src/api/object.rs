@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use leme_store::{Record, Revision};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::resources::Resource;
 
@@ -43,6 +43,12 @@ struct Meta<'a> {
     labels: std::collections::BTreeMap<Box<str>, Box<str>>,
     #[serde(rename = "deletionTimestamp", default)]
     deletion_timestamp: Option<std::borrow::Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct OnlyMetadata<'a> {
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
 }
 
 impl Item {
@@ -100,6 +106,14 @@ impl Item {
     /// The object without its opening brace, kind and version.
     pub fn tail(&self) -> Bytes {
         self.bytes.slice(self.head..)
+    }
+
+    /// `PartialObjectMetadata`
+    pub fn partial(&self, v1: bool) -> String {
+        let only: Option<OnlyMetadata<'_>> = serde_json::from_slice(&self.bytes).ok();
+        let metadata = only.and_then(|o| o.metadata).map_or("{}", RawValue::get);
+        let version = if v1 { "v1" } else { "v1beta1" };
+        format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#)
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {

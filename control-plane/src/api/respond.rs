@@ -6,12 +6,11 @@ use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 
 use super::{
     media::{Accept, Format, View},
-    object::{Item, Shared},
+    object::Shared,
     query::Query,
     status::{Failure, Outcome},
     table,
@@ -51,10 +50,11 @@ pub fn object(
 ) -> Outcome<Response<Body>> {
     match accept.view {
         View::Object => Ok(bytes(accept, code, item.bytes.clone())),
-        View::Metadata { v1 } => Ok(bytes(accept, code, metadata(item, v1).into())),
+        View::Metadata { v1 } => Ok(bytes(accept, code, item.partial(v1).into())),
         View::Table { v1 } => {
             let meta = ListMeta { revision: item.revision.to_string(), ..ListMeta::default() };
-            let table = table::table(resource, std::slice::from_ref(item), &meta, query.get("includeObject"), v1)?;
+            let table =
+                table::table(resource, std::slice::from_ref(item), &meta.value(), query.get("includeObject"), v1)?;
             Ok(bytes(accept, code, table.into()))
         }
     }
@@ -69,13 +69,13 @@ pub fn list(
 ) -> Outcome<Response<Body>> {
     match accept.view {
         View::Table { v1 } => {
-            let table = table::table(resource, &items, meta, query.get("includeObject"), v1)?;
+            let table = table::table(resource, &items, &meta.value(), query.get("includeObject"), v1)?;
             Ok(bytes(accept, StatusCode::OK, table.into()))
         }
         View::Metadata { v1 } => {
             let version = if v1 { "v1" } else { "v1beta1" };
             let head = list_head("PartialObjectMetadataList", &format!("meta.k8s.io/{version}"), meta);
-            let parts = items.iter().map(|item| Bytes::from(metadata(item, v1)));
+            let parts = items.iter().map(|item| Bytes::from(item.partial(v1)));
             Ok(bytes(accept, StatusCode::OK, join(head, parts, b"")))
         }
         View::Object => {
@@ -122,20 +122,6 @@ fn join(head: Vec<u8>, parts: impl Iterator<Item = Bytes>, open: &[u8]) -> Bytes
     }
     out.put_slice(b"]}\n");
     out.freeze()
-}
-
-#[derive(Deserialize)]
-struct OnlyMetadata<'a> {
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
-}
-
-/// `PartialObjectMetadata`
-pub fn metadata(item: &Item, v1: bool) -> String {
-    let only: Option<OnlyMetadata<'_>> = serde_json::from_slice(&item.bytes).ok();
-    let metadata = only.and_then(|o| o.metadata).map_or("{}", RawValue::get);
-    let version = if v1 { "v1" } else { "v1beta1" };
-    format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#)
 }
 
 pub fn api_version(resource: &Resource) -> String {

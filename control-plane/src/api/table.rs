@@ -5,15 +5,14 @@ use serde_json::{Value, json};
 
 use super::{
     object::Shared,
-    respond::{ListMeta, metadata},
     status::{Failure, Outcome},
 };
 use crate::resources::Resource;
 
 /// `meta.k8s.io Table`. `include`: `None`, `Metadata` (the default) or `Object`.
-pub fn table(resource: &Resource, items: &[Shared], meta: &ListMeta, include: &str, v1: bool) -> Outcome<String> {
+pub fn table(resource: &Resource, items: &[Shared], meta: &Value, include: &str, v1: bool) -> Outcome<String> {
     let rows = rows(resource, items, include, v1)?;
-    Ok(assemble(&meta.value(), Some(resource), &rows, v1))
+    Ok(assemble(meta, Some(resource), &rows, v1))
 }
 
 /// The object of a watch event: one row; the columns only in the first.
@@ -47,7 +46,7 @@ fn rows(resource: &Resource, items: &[Shared], include: &str, v1: bool) -> Outco
         let object = match include {
             "None" => "null".to_owned(),
             "Object" => String::from_utf8_lossy(&item.bytes).into_owned(),
-            "" | "Metadata" => metadata(item, v1),
+            "" | "Metadata" => item.partial(v1),
             other => return Err(Failure::bad_request(format!("unrecognized includeObject value: {other:?}"))),
         };
         let cells = Value::Array(resource.strategy.cells(&item.value(), now));

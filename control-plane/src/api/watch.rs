@@ -225,7 +225,7 @@ impl Watcher {
     fn event(&mut self, out: &mut BytesMut, kind: &str, item: &Shared) {
         match self.view {
             View::Object => put(out, kind, &item.bytes),
-            View::Metadata { v1 } => put(out, kind, respond::metadata(item, v1).as_bytes()),
+            View::Metadata { v1 } => put(out, kind, item.partial(v1).as_bytes()),
             View::Table { v1 } => {
                 let columns = std::mem::take(&mut self.columns);
                 match table::event(self.resource, item, &self.include, v1, columns) {

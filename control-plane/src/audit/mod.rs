@@ -29,11 +29,7 @@ use crate::{
         path::Target,
         status::Failure,
     },
-    auth::{
-        User,
-        authenticate::user_info,
-        authorize::{Attributes, Decision},
-    },
+    auth::{User, attributes::Attributes, authenticate::user_info, authorize::Decision},
     resources::Resource,
     server::Peer,
 };

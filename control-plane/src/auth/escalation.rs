@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{MASTERS, User, authorize::Attributes, rbac::Rule};
+use super::{MASTERS, User, attributes::Attributes, rbac::Rule};
 use crate::{
     api::{
         App,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::{AUTHENTICATED, UNAUTHENTICATED, User, authorize::Attributes};
+use super::{AUTHENTICATED, UNAUTHENTICATED, User, attributes::Attributes};
 use crate::api::{
     App,
     status::{Failure, Outcome},

@@ -3,6 +3,7 @@
 //! `api` calls [`authenticate::Authenticator`] once per request and [`authorize::Authorizer`] for every verb on every
 //! resource. Nothing here changes an object.
 
+pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
 pub mod bootstrap;

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::authorize::Attributes;
+use super::attributes::Attributes;
 use crate::api::{object::text, registry::Registry, status::Outcome};
 
 pub enum Opinion {

@@ -12,7 +12,7 @@ use leme_store::cache::Snapshot;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{User, authorize::Attributes};
+use super::{User, attributes::Attributes};
 use crate::api::{object::Item, registry::Registry};
 
 /// `rbac.authorization.k8s.io/v1 PolicyRule`

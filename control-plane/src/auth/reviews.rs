@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{User, authenticate::user_info, authorize::Attributes, rbac::Rule};
+use super::{User, attributes::Attributes, authenticate::user_info, rbac::Rule};
 use crate::{
     api::{
         App, Call,

@@ -109,6 +109,27 @@ pub(super) fn validate_labels(labels: &At<'_>) -> Vec<FieldError> {
     errors
 }
 
+/// `metav1.LabelSelector`
+pub(super) fn validate_selector(selector: &At<'_>) -> Vec<FieldError> {
+    let mut errors = validate_labels(&selector.at("matchLabels"));
+    for expression in selector.at("matchExpressions").items() {
+        let (key, operator, values) = (expression.at("key"), expression.at("operator"), expression.at("values"));
+        match operator.text() {
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(values.required("must be specified when `operator` is 'In' or 'NotIn'"));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.push(values.forbidden("may not be specified when `operator` is 'Exists' or 'DoesNotExist'"));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            _ => errors.push(operator.invalid("not a valid selector operator")),
+        }
+        errors.extend(key.check(names::qualified_name));
+        errors.extend(values.items().flat_map(|value| value.check(names::label_value)));
+    }
+    errors
+}
+
 pub(super) fn validate_annotations(annotations: &At<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut size = 0;

@@ -1,6 +1,8 @@
 //! Pods: what a writer may set and change, how long one may take to go, and how it is bound to a node.
 
 mod cells;
+mod containers;
+mod scheduling;
 mod update;
 mod validation;
 mod volumes;

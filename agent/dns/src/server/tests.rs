@@ -154,7 +154,7 @@ async fn without_upstreams_other_names_are_refused_and_bad_questions_named() {
     let refused = udp(&server, &question("example.org.", RecordType::A)).await;
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
     let mut version = question("web.ns.svc.cluster.local.", RecordType::A);
-    version.set_edns(edns()).edns.as_mut().unwrap().set_version(1);
+    version.set_edns(edns::ours()).edns.as_mut().unwrap().set_version(1);
     // 16 has two names.
     assert_eq!(u16::from(udp(&server, &version).await.metadata.response_code), u16::from(ResponseCode::BADVERS));
     let mut notify = question("cluster.local.", RecordType::SOA);

@@ -1,7 +1,6 @@
 use super::*;
 use std::collections::BTreeSet;
 
-use super::super::findings::Severity;
 use leme_cni::Failure;
 
 const DASHBOARD: &str = include_str!("../../../../dashboards/leme-network.json");
@@ -17,9 +16,7 @@ fn busy() -> String {
     metrics.connections(Collected { live: 10, removed: 2, capacity: 100 });
     metrics.cni(Command::Add, &Reply::Done, Duration::from_millis(30));
     metrics.cni(Command::Check, &Reply::Failed(Failure::new(100, "gone", "")), Duration::from_millis(1));
-    let finding =
-        Finding { id: "foreign-xdp".into(), severity: Severity::Warning, what: "x".into(), advice: "y".into() };
-    metrics.found(&[finding.clone(), Finding { what: "z".into(), ..finding }]);
+    metrics.found([("foreign-xdp", "warning"); 2].into_iter());
     let row =
         |reason: &str, packets| CounterRow { reason: reason.into(), direction: "egress".into(), packets, bytes: 9 };
     metrics.render(&Measured {
@@ -58,10 +55,8 @@ fn figures_appear_under_their_names() {
 #[test]
 fn what_is_no_longer_wrong_is_no_longer_told() {
     let metrics = Metrics::default();
-    let finding =
-        Finding { id: "foreign-xdp".into(), severity: Severity::Warning, what: "x".into(), advice: "y".into() };
-    metrics.found(&[finding]);
-    metrics.found(&[]);
+    metrics.found([("foreign-xdp", "warning")].into_iter());
+    metrics.found([].into_iter());
     assert!(!metrics.render(&Measured::default()).contains("foreign-xdp"));
 }
 

@@ -7,7 +7,7 @@ use super::super::{
     FieldError,
     field::{At, items, restore},
 };
-use super::validation::{validate_spec, validate_tolerations};
+use super::{scheduling::validate_tolerations, validation::validate_spec};
 
 const ALLOWED: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
     `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
