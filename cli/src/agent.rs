@@ -48,6 +48,7 @@ pub(crate) struct Options {
     /// Address of the cluster's name server
     #[arg(long, default_value = "10.96.0.10", value_delimiter = ',')]
     cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster's own names
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
     /// The cluster's range of pod addresses
@@ -59,6 +60,7 @@ pub(crate) struct Options {
     /// Name servers for the outside
     #[arg(long, default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
+    /// How many pods the node takes
     #[arg(long, default_value_t = 110)]
     max_pods: u32,
     /// Below this the node is under pressure [default: the kubelet's]

@@ -10,6 +10,7 @@ use leme_datapath as datapath;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cluster::require_root;
 use crate::output::{self, Format};
 use filter::Filter;
 
@@ -20,6 +21,7 @@ use filter::Filter;
   leme bpf conntrack --address 10.244.1.7        connections of one pod
   leme bpf all -o json                           everything, for tools")]
 pub(crate) struct Options {
+    /// What to show
     #[arg(value_enum)]
     table: Table,
     /// Which node, where this machine has several
@@ -57,6 +59,7 @@ enum Table {
 const PINS: &str = "/sys/fs/bpf/leme";
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    require_root("reading the kernel's tables")?;
     let pins = pins(options.node.as_deref())?;
     let view = View { pins: &pins, filter: &options.filter, format: options.output };
     match options.table {

@@ -18,7 +18,8 @@ pub(crate) struct Options {
     /// How to reach the API server
     #[arg(long)]
     kubeconfig: PathBuf,
-    #[arg(long, default_value = "cluster.local")]
+    /// Domain of the cluster's own names
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     cluster_domain: String,
     /// Name servers for everything else
     #[arg(long, default_value = "/etc/resolv.conf")]

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{} {error:#}", output::red("error:"));
+            eprintln!("{} {}", output::red("error:"), output::causes(&error));
             ExitCode::FAILURE
         }
     }

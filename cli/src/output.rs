@@ -45,6 +45,15 @@ pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
+/// An error and its causes. Many messages tell their cause themselves; each is said once.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        so_far if so_far.contains(&cause) => told,
+        so_far => format!("{so_far}: {cause}"),
+    })
+}
+
 pub(crate) fn red(text: &str) -> String {
     coloured(text, "31")
 }
@@ -62,4 +71,15 @@ fn coloured(text: &str, code: &str) -> String {
     let terminal = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
     let plain = !terminal || std::env::var_os("NO_COLOR").is_some();
     if plain { text.to_owned() } else { format!("\x1b[{code}m{text}\x1b[0m") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_told_already_is_not_told_again() {
+        let told = anyhow::anyhow!("no such file").context("open a.conf: no such file").context("reading a.conf");
+        assert_eq!(causes(&told), "reading a.conf: open a.conf: no such file");
+    }
 }

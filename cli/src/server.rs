@@ -66,7 +66,8 @@ pub(crate) struct Options {
     /// Ports for Services of type NodePort
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
-    #[arg(long, default_value = "cluster.local")]
+    /// Domain of the cluster's own names
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     cluster_domain: String,
     /// Further names and addresses for the serving certificate
     #[arg(long, value_delimiter = ',', value_name = "NAME")]

@@ -25,14 +25,15 @@ use crate::output::Format;
   leme bench net --nodes worker-1,worker-7 --html report.html
   leme bench net --image registry.example/leme-bench   where `leme bench image` was pushed to
 
-Everything runs in namespace leme-bench, which is removed at the end. Clusters of `leme up` get the image by
-themselves; for others `leme bench image --help` tells how.")]
+Everything runs in namespace leme-bench, which is removed at the end.
+Clusters of `leme up` get the image by themselves; for others
+`leme bench image --help` tells how.")]
 pub(crate) struct Options {
     /// Context of the kubeconfig [default: the current one]
     #[arg(long)]
     context: Option<String>,
     /// The server's node, and the other client's [default: two that take pods]
-    #[arg(long, value_delimiter = ',', num_args = 1..=2)]
+    #[arg(long, value_name = "NODE", value_delimiter = ',', num_args = 1..=2)]
     nodes: Vec<String>,
     /// An image with `leme` as its entry point
     #[arg(long, default_value = image::NAME)]
@@ -40,8 +41,8 @@ pub(crate) struct Options {
     /// Bursts on each address
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
     rounds: u16,
-    /// Of one burst
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=1_000))]
+    /// How long one burst is, in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=1_000))]
     millis: u64,
     /// Table or JSON lines
     #[arg(short, long, value_enum, default_value_t)]

@@ -24,7 +24,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    require_root()?;
+    require_root("a local cluster")?;
     let claim = Claim::hold(&options.which.name)?;
     let Some(cluster) = Cluster::load(&options.which.folder())? else {
         say(format_args!(

@@ -28,6 +28,8 @@ enum Verb {
     Load {
         #[command(flatten)]
         which: Which,
+        /// The archive
+        #[arg(value_name = "FILE")]
         archive: PathBuf,
         /// Only into these nodes [default: all]
         #[arg(long)]
@@ -36,7 +38,7 @@ enum Verb {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    require_root()?;
+    require_root("a local cluster")?;
     let Verb::Load { which, archive, node } = options.verb;
     let cluster = which.load()?;
     if !archive.is_file() {

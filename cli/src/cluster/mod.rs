@@ -81,8 +81,9 @@ impl Which {
             None => {
                 let here = self.state_dir.display();
                 let elsewhere = claim::owner(&self.name).map(|folder| claim::state_dir(&folder));
-                let hint = elsewhere
-                    .map_or("make one with `leme up`".to_owned(), |option| format!("perhaps you meant {option}"));
+                let hint = elsewhere.map_or(format!("make one with `leme up{}`", self.arguments()), |option| {
+                    format!("perhaps you meant {option}")
+                });
                 bail!("there is no cluster {} in {here}; {hint}", self.name)
             }
         }
@@ -281,9 +282,9 @@ pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
 }
 
 /// One clear sentence instead of a dozen permission errors.
-pub(crate) fn require_root() -> Result<()> {
+pub(crate) fn require_root(what: &str) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("local clusters need root (network namespaces, eBPF); run this with sudo");
+        bail!("{what} needs root (network namespaces, eBPF); run this with sudo");
     }
     Ok(())
 }

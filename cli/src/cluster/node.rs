@@ -28,7 +28,9 @@ enum Verb {
     Exec {
         #[command(flatten)]
         which: Which,
+        /// The node's name, as `leme node list` shows it
         node: String,
+        /// The command and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -38,6 +40,7 @@ enum Verb {
     Stop {
         #[command(flatten)]
         which: Which,
+        /// The node's name, as `leme node list` shows it
         node: String,
     },
     /// Switch a node on again
@@ -46,6 +49,7 @@ enum Verb {
     Start {
         #[command(flatten)]
         which: Which,
+        /// The node's name, as `leme node list` shows it
         node: String,
     },
     /// List the nodes and how they are
@@ -68,7 +72,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 
 /// Becomes the command, inside the node.
 fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
-    require_root()?;
+    require_root("a local cluster")?;
     let cluster = which.load_own()?;
     let node = cluster.node(name)?;
     let namespaces = cluster.namespaces(node);
@@ -89,7 +93,7 @@ fn exec(which: &Which, name: &str, command: &[String]) -> Result<ExitCode> {
 }
 
 async fn stop(which: &Which, name: &str) -> Result<()> {
-    require_root()?;
+    require_root("a local cluster")?;
     let (_claim, cluster) = which.hold()?;
     machine::stop(&cluster, cluster.node(name)?).await?;
     say(format_args!("Node {name} is off."));
@@ -97,7 +101,7 @@ async fn stop(which: &Which, name: &str) -> Result<()> {
 }
 
 async fn start(which: &Which, name: &str) -> Result<()> {
-    require_root()?;
+    require_root("a local cluster")?;
     let (mut claim, cluster) = which.hold()?;
     let _census = claim.census()?;
     up::expect_own_network(&cluster, &claim.others())?;

@@ -21,6 +21,9 @@ use super::{Cluster, Node, Which, nic, process, ready};
 use crate::output::{self, Format};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  leme status              exits with 0 only when all is well
+  leme status -o json      for tools")]
 pub(crate) struct Options {
     #[command(flatten)]
     which: Which,
@@ -128,9 +131,34 @@ async fn ask_api(cluster: &Cluster) -> (Option<Vec<ApiNode>>, Option<String>) {
         async { anyhow::Ok(Api::<ApiNode>::all(ready::client(cluster).await?).list(&Default::default()).await?.items) };
     match timeout(Duration::from_secs(3), list).await {
         Ok(Ok(nodes)) => (Some(nodes), None),
-        Ok(Err(error)) => (None, Some(format!("{error:#}"))),
-        Err(_) => (None, Some("no answer within three seconds".to_owned())),
+        Ok(Err(error)) => (None, Some(blame(cluster, &format!("{error:#}")).await)),
+        Err(_) => (None, Some(blame(cluster, "no answer within three seconds").await)),
     }
+}
+
+/// Which part of the server is to blame, by what its health tells anybody.
+async fn blame(cluster: &Cluster, failure: &str) -> String {
+    let log = cluster.node_dir(cluster.control_plane()).join("log/server.log");
+    let Ok(Ok(failed)) = timeout(PATIENCE, failed_checks(cluster)).await else {
+        return format!("{failure}\n  {} does not tell its health either; see {}", cluster.server_url(), log.display());
+    };
+    match failed.as_slice() {
+        [] => failure.to_owned(),
+        names if names.iter().any(|name| name == "etcd") => format!(
+            "{failure}: etcd at {} does not answer, and everything waits for it\n  start etcd again or mend the way to \
+             it; the server goes on by itself",
+            cluster.etcd_endpoints.join(", ")
+        ),
+        names => format!("{failure}: not ready ({})\n  see {}", names.join(", "), log.display()),
+    }
+}
+
+/// The checks of `/readyz` that fail, by upstream's names.
+async fn failed_checks(cluster: &Cluster) -> Result<Vec<String>> {
+    let request = http::Request::get("/readyz?verbose").body(Vec::new().into())?;
+    let answer = ready::client(cluster).await?.send(request).await?.into_body().collect_bytes().await?;
+    let failed = |line: &str| Some(line.strip_prefix("[-]")?.split(' ').next()?.to_owned());
+    Ok(String::from_utf8_lossy(&answer).lines().filter_map(failed).collect())
 }
 
 /// What the agent of this network namespace says.

@@ -43,7 +43,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    require_root()?;
+    require_root("a local cluster")?;
     containerd::check_programs()?;
     super::cgroup::unified()?;
     options.etcd.check()?;

@@ -1,8 +1,11 @@
 //! `/healthz`, `/livez`, `/readyz` and `/version`: what anybody may ask.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{Response, StatusCode};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{App, media::Accept, query::Query, respond};
 
@@ -15,7 +18,10 @@ pub fn is_public(path: &str) -> bool {
     matches!(first, "healthz" | "livez" | "readyz") || path == "/version" || path == "/version/"
 }
 
-pub fn answer(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
+/// How long the store may take to show that it is there: upstream's.
+const STORE: Duration = Duration::from_secs(2);
+
+pub async fn answer(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
     match path.trim_end_matches('/') {
         "/version" => Some(respond::value(Accept::JSON, StatusCode::OK, &version())),
         "/metrics" => {
@@ -23,24 +29,44 @@ pub fn answer(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             Some(respond::with_type(Body::from(text), StatusCode::OK, kind))
         }
-        path => health(app, path, query),
+        path => health(app, path, query).await,
     }
 }
 
-/// Name and state of each check.
-fn checks(app: &App, group: &str) -> Vec<(&'static str, bool)> {
-    let mut checks = vec![("ping", true), ("log", true), ("etcd", true)];
-    if group == "readyz" {
-        checks.push(("informer-sync", app.is_ready()));
-        checks.push(("poststarthook/rbac/bootstrap-roles", app.is_ready()));
-    }
-    checks
+/// Upstream's names, and what each of them asks here.
+const CHECKS: [(&str, Check); 5] = [
+    ("ping", Check::Served),
+    ("log", Check::Served),
+    ("etcd", Check::Store),
+    ("informer-sync", Check::Ready),
+    ("poststarthook/rbac/bootstrap-roles", Check::Ready),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// Whoever reads this has been served.
+    Served,
+    /// The store answers, whichever it is.
+    Store,
+    /// Asked by `/readyz` alone.
+    Ready,
 }
 
-fn health(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
+impl Check {
+    async fn passes(self, app: &App) -> bool {
+        match self {
+            Self::Served => true,
+            Self::Store => matches!(timeout(STORE, app.registry.store.revision()).await, Ok(Ok(_))),
+            Self::Ready => app.is_ready(),
+        }
+    }
+}
+
+async fn health(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
     let mut parts = path.trim_start_matches('/').splitn(2, '/');
     let group = parts.next().filter(|g| matches!(*g, "healthz" | "livez" | "readyz"))?;
-    let mut checks = checks(app, group);
+    let mut checks = CHECKS.to_vec();
+    checks.retain(|(_, check)| group == "readyz" || *check != Check::Ready);
     let text = |code, text: String| Some(respond::with_type(Body::from(text), code, "text/plain; charset=utf-8"));
     if let Some(only) = parts.next() {
         checks.retain(|(name, _)| *name == only);
@@ -49,7 +75,11 @@ fn health(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
         }
     }
     checks.retain(|(name, _)| !query.all("exclude").iter().any(|excluded| excluded == name));
-    let good = checks.iter().all(|(_, good)| *good);
+    let mut outcomes = Vec::new();
+    for (name, check) in checks {
+        outcomes.push((name, check.passes(app).await));
+    }
+    let good = outcomes.iter().all(|(_, good)| *good);
     if good && !query.has("verbose") {
         return text(StatusCode::OK, "ok".into());
     }
@@ -57,7 +87,7 @@ fn health(app: &App, path: &str, query: &Query) -> Option<Response<Body>> {
         true => format!("[+]{name} ok\n"),
         false => format!("[-]{name} failed: reason withheld\n"),
     };
-    let mut body: String = checks.iter().map(line).collect();
+    let mut body: String = outcomes.iter().map(line).collect();
     body.push_str(&format!("{group} check {}\n", if good { "passed" } else { "failed" }));
     text(if good { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }, body)
 }

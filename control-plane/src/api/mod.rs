@@ -299,7 +299,7 @@ async fn documents(
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(Failure::method_not_allowed());
     }
-    if let Some(response) = health::answer(app, parts.uri.path(), &query) {
+    if let Some(response) = health::answer(app, parts.uri.path(), &query).await {
         return Ok(response);
     }
     discovery::answer(app, &parts, &query)
