@@ -22,8 +22,17 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
+    /// Measures in one that `work` makes. It is gone afterwards; where something failed, its nodes' logs are not.
+    pub(crate) fn with<T>(leme: &Path, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let cluster = Self::of(leme)?;
+        work(&cluster).map_err(|error| match cluster.keep_logs() {
+            Ok(kept) => error.context(format!("the cluster's logs are kept in {}", kept.display())),
+            Err(lost) => error.context(format!("the cluster's logs are lost: {lost:#}")),
+        })
+    }
+
     /// None yet: what a measurement that was cut off has left goes first.
-    pub(crate) fn of(leme: &Path) -> Result<Self> {
+    fn of(leme: &Path) -> Result<Self> {
         let folder = place::cache().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let cluster = Self { leme: leme.to_owned(), folder };
@@ -41,6 +50,19 @@ impl Cluster {
 
     pub(crate) fn down(&self) -> Result<()> {
         output(&mut self.leme("down")).map(drop)
+    }
+
+    fn keep_logs(&self) -> Result<PathBuf> {
+        let kept = place::cache().join("logs/bench");
+        fs::create_dir_all(&kept)?;
+        for index in 1..=NODES {
+            let logs = fs::read_dir(self.node_folder(index).join("log")).into_iter().flatten();
+            for log in logs.flatten() {
+                let name = format!("{}-{}", Self::node(index), log.file_name().to_string_lossy());
+                fs::copy(log.path(), kept.join(name))?;
+            }
+        }
+        Ok(kept)
     }
 
     fn leme(&self, verb: &str) -> std::process::Command {

@@ -108,15 +108,16 @@ fn net(tool: &Path, options: &Options, parts: &[&str]) -> Command {
 fn measure_agent(programs: &Programs, options: &Options) -> Result<Vec<Measurement>> {
     say("Measuring an agent in a cluster");
     images::push_all(registry::start()?)?;
-    let cluster = Cluster::of(&programs.leme)?;
-    cluster.up()?;
-    let mut agent = command(&programs.tool);
-    agent.arg("agent").arg("--kubeconfig").arg(cluster.kubeconfig()).args(["--node", &Cluster::node(2)]);
-    agent.args(["--pid", &cluster.agent(2)?.to_string()]);
-    if options.quick {
-        agent.args(["--services", "1000"]);
-    }
-    lines_of(agent)
+    Cluster::with(&programs.leme, |cluster| {
+        cluster.up()?;
+        let mut agent = command(&programs.tool);
+        agent.arg("agent").arg("--kubeconfig").arg(cluster.kubeconfig()).args(["--node", &Cluster::node(2)]);
+        agent.args(["--pid", &cluster.agent(2)?.to_string()]);
+        if options.quick {
+            agent.args(["--services", "1000"]);
+        }
+        lines_of(agent)
+    })
 }
 
 /// What a measuring program prints; what it says besides is shown as it comes.

@@ -48,13 +48,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn measure(leme: &Path, tool: &Path, options: &Options) -> Result<Vec<Measurement>> {
-    let cluster = Cluster::of(leme)?;
-    let mut all = vec![starts(&cluster, options.runs)?];
-    all.extend(server_starts(leme, tool, options.runs)?);
-    all.extend(resting(&cluster)?);
-    all.extend(pods(&cluster, tool, options.pairs)?);
-    all.extend(services(&cluster, tool, options.pairs)?);
-    Ok(all)
+    Cluster::with(leme, |cluster| {
+        let mut all = vec![starts(cluster, options.runs)?];
+        all.extend(server_starts(leme, tool, options.runs)?);
+        all.extend(resting(cluster)?);
+        all.extend(pods(cluster, tool, options.pairs)?);
+        all.extend(services(cluster, tool, options.pairs)?);
+        Ok(all)
+    })
 }
 
 /// The last of the clusters stays, for what follows.
