@@ -74,14 +74,15 @@ pub struct Etcd {
 impl Etcd {
     /// Whether it answers: for whoever wants to know before a server depends on it.
     pub async fn check(&self) -> Result<()> {
-        match self.open().await?.revision().await {
-            Err(leme_store::Error::Unavailable { reason, .. }) => anyhow::bail!(reason),
-            outcome => Ok(outcome.map(drop)?),
-        }
+        self.open().await.map(drop)
     }
 
     async fn open(&self) -> Result<leme_store::etcd::Etcd> {
-        Ok(leme_store::etcd::Etcd::connect(&self.endpoints, self.tls()?).await?)
+        let etcd = leme_store::etcd::Etcd::connect(&self.endpoints, self.tls()?).await?;
+        match etcd.revision().await {
+            Err(leme_store::Error::Unavailable { reason, .. }) => anyhow::bail!(reason),
+            outcome => Ok(outcome.map(|_| etcd)?),
+        }
     }
 
     /// The authority, and a certificate with its key where etcd asks for one.
@@ -243,7 +244,10 @@ fn election(name: &'static str) -> Election {
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
     Ok(match &config.etcd {
         None => Arc::new(leme_store::embedded::Embedded::open(config.data_dir.join("state.db"))?),
-        Some(etcd) => Arc::new(etcd.open().await?),
+        Some(etcd) => {
+            let at = || format!("etcd at {} does not serve us", etcd.endpoints.join(","));
+            Arc::new(etcd.open().await.with_context(at)?)
+        }
     })
 }
 

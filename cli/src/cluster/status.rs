@@ -51,7 +51,7 @@ const AGENT: (&str, u16) = ("127.0.0.1", 10248);
 /// Succeeds only when everything is well, so that scripts can ask.
 pub(crate) async fn run(options: &Options) -> Result<ExitCode> {
     match Cluster::load(&options.which.folder())? {
-        Some(cluster) => show_cluster(&cluster, options.output).await,
+        Some(cluster) => show_cluster(&cluster, options).await,
         None => match ask_agent().await {
             Ok(health) => show_agent(&health, options.output),
             // A sentence that there is no cluster.
@@ -60,11 +60,12 @@ pub(crate) async fn run(options: &Options) -> Result<ExitCode> {
     }
 }
 
-async fn show_cluster(cluster: &Cluster, format: Format) -> Result<ExitCode> {
+async fn show_cluster(cluster: &Cluster, options: &Options) -> Result<ExitCode> {
+    let (format, arguments) = (options.output, options.which.arguments());
     let (nodes, problem) = ask_api(cluster).await;
     let mut rows = Vec::new();
     for node in &cluster.nodes {
-        rows.push(look(cluster, node, nodes.as_deref()).await?);
+        rows.push(look(cluster, node, nodes.as_deref(), &arguments).await?);
     }
     output::print(format, &["NODE", "ADDRESS", "ROLE", "STATUS", "PROCESSES", "MEMORY"], &rows, |row| {
         let memory = format!("{} MiB", row.memory_mib);
@@ -174,13 +175,13 @@ async fn ask_agent() -> Result<Health> {
     timeout(PATIENCE, ask).await.context("the agent does not answer")?
 }
 
-async fn look(cluster: &Cluster, node: &Node, nodes: Option<&[ApiNode]>) -> Result<Row> {
+async fn look(cluster: &Cluster, node: &Node, nodes: Option<&[ApiNode]>, arguments: &str) -> Result<Row> {
     let (mut findings, mut processes, mut memory) = (Vec::new(), Vec::new(), 0);
     if cluster.supervisor(node).is_none() {
         findings.push(problem(
             "node-stopped",
             "the node is switched off".into(),
-            format!("leme node start {}", node.name),
+            format!("leme node start{arguments} {}", node.name),
         ));
     } else {
         for Process { name, program, pid_file, log } in expected(cluster, node) {
@@ -193,7 +194,8 @@ async fn look(cluster: &Cluster, node: &Node, nodes: Option<&[ApiNode]>) -> Resu
             }
         }
         if !nic::is_up(node).await? {
-            findings.push(problem("link-down", "the node's link is down".into(), "leme up makes it again".into()));
+            let again = format!("leme up{arguments} makes it again");
+            findings.push(problem("link-down", "the node's link is down".into(), again));
         }
         findings
             .extend(nodes.and_then(|nodes| ready::why_not_ready(&node.name, nodes)).map(|reason| not_ready(&reason)));

@@ -99,7 +99,8 @@ async fn plan(options: &Options, which: &Which, file: Option<&File>, claim: &mut
     for field in file.iter().flat_map(|file| file.ignored()) {
         eprintln!("{} {field} means nothing to leme and is ignored", bold("note:"));
     }
-    fs::create_dir_all(&cluster.folder).with_context(|| format!("cannot create {}", cluster.folder.display()))?;
+    let elsewhere = || format!("cannot create {}; another place is --state-dir", cluster.folder.display());
+    fs::create_dir_all(&cluster.folder).with_context(elsewhere)?;
     cluster.save()?;
     claim.record(&cluster.folder)?;
     Ok(cluster)
