@@ -24,8 +24,10 @@ use crate::{Cluster, Place, command};
 /// Long enough for a busy machine, too short for a lost packet's second chance to go unseen.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(3);
-/// On a connection that is held: nginx ends one after a thousand requests, minutes later.
+/// On a connection that is held.
 const LONG_PAUSE: Duration = Duration::from_millis(250);
+/// nginx ends a connection after a thousand requests: before that, minutes later, another takes its place.
+const HELD: usize = 900;
 
 /// Requests of a path, each over its own connection, all of which must succeed: bodies and how often each came.
 pub fn ask(
@@ -226,11 +228,22 @@ fn hammer(target: &Target<'_>, path: &str) -> Result<Value> {
     until_told(PAUSE, || target.address().and_then(|address| fetch(address, path)).map(drop))
 }
 
-/// One connection for all requests: once it breaks, all of them fail.
+/// One connection for as many requests as it may carry: once it breaks, all the others fail.
 fn hold(target: SocketAddr, path: &str) -> Result<Value> {
-    let mut stream = BufReader::new(TcpStream::connect_timeout(&target, PATIENCE).context("connect")?);
-    stream.get_ref().set_read_timeout(Some(PATIENCE))?;
-    until_told(LONG_PAUSE, || exchange(&mut stream, path))
+    let (mut stream, mut asked) = (connect(target)?, 0);
+    until_told(LONG_PAUSE, || {
+        if asked == HELD {
+            (stream, asked) = (connect(target)?, 0);
+        }
+        asked += 1;
+        exchange(&mut stream, path)
+    })
+}
+
+fn connect(target: SocketAddr) -> Result<BufReader<TcpStream>> {
+    let stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(BufReader::new(stream))
 }
 
 /// One request and its whole answer over a connection that stays.

@@ -52,14 +52,20 @@ impl Hammer {
     /// Ends it: what it counted.
     pub fn stop(mut self) -> Result<Tally> {
         drop(self.child.stdin.take());
+        // Read while it ends: what it has to say may be more than a pipe holds.
+        let (mut output, mut errors) =
+            (self.child.stdout.take().context("no output")?, self.child.stderr.take().context("no output")?);
+        let said = thread::spawn(move || {
+            let (mut text, mut complaint) = (String::new(), String::new());
+            output.read_to_string(&mut text).and_then(|_| errors.read_to_string(&mut complaint))?;
+            std::io::Result::Ok((text, complaint))
+        });
         let deadline = Instant::now() + Duration::from_secs(15);
         while self.child.try_wait()?.is_none() {
             ensure!(Instant::now() < deadline, "{} does not end", self.what);
             thread::sleep(Duration::from_millis(10));
         }
-        let (mut text, mut complaint) = (String::new(), String::new());
-        self.child.stdout.take().context("no output")?.read_to_string(&mut text)?;
-        self.child.stderr.take().context("no output")?.read_to_string(&mut complaint)?;
+        let (text, complaint) = said.join().expect("a reader does not panic")?;
         let value: Value = serde_json::from_str(&text).with_context(|| format!("{}: {complaint}", self.what))?;
         let failures = value["failures"].as_array().into_iter().flatten();
         Ok(Tally {
