@@ -40,6 +40,8 @@ pub struct Cluster {
     /// The machine before any of this.
     pub before: Machine,
     pub folder: TempDir,
+    /// What its commands are given to.
+    pub binary: PathBuf,
     etcd: Option<Etcd>,
 }
 
@@ -63,6 +65,11 @@ current-context: elsewhere
 impl Cluster {
     /// Makes a cluster of three nodes.
     pub fn up(store: Store) -> Result<Self> {
+        Self::up_with(store, binary())
+    }
+
+    /// Makes one of another version.
+    pub fn up_with(store: Store, binary: PathBuf) -> Result<Self> {
         let kind = if store == Store::Etcd { "etcd" } else { "tests" };
         let name = format!("{kind}-{:05}", std::process::id() % 100_000);
         let folder = tempfile::Builder::new().prefix("leme-tests-").tempdir()?;
@@ -70,7 +77,7 @@ impl Cluster {
         let before = Machine::look();
         let etcd = (store == Store::Etcd).then(|| Etcd::start(folder.path())).transpose()?;
         let (nodes, greeting, took) = (Vec::new(), String::new(), Duration::ZERO);
-        let mut cluster = Self { name, nodes, greeting, took, before, folder, etcd };
+        let mut cluster = Self { name, nodes, greeting, took, before, folder, binary, etcd };
         cluster.prepare()?;
         cluster.start()?;
         Ok(cluster)
@@ -148,7 +155,7 @@ impl Cluster {
 
     /// A command of the `leme` binary for this cluster, with a PATH on which there is next to nothing.
     pub fn leme(&self, verb: &str) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.binary);
         command.args(verb.split(' ')).args(["--name", &self.name, "--state-dir"]).arg(self.path("clusters"));
         command.env("PATH", self.path("bin")).env("HOME", self.path("home")).env("KUBECONFIG", self.kubeconfig());
         command

@@ -30,7 +30,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
 
 /// `leme bpf …` of a node.
 pub fn rows(cluster: &Cluster, table: &str, node: &str) -> Result<Value> {
-    let mut command = std::process::Command::new(crate::cluster::binary());
+    let mut command = std::process::Command::new(&cluster.binary);
     command.args(["bpf", table, "--node", node, "-o", "json"]).env("PATH", cluster.path("bin"));
     Ok(serde_json::from_str(&command::output(&mut command, Duration::from_secs(10))?)?)
 }

@@ -1,5 +1,7 @@
 //! How often an ordeal happens.
 
+use std::path::PathBuf;
+
 /// Whether everything is asked for that the project promises.
 pub fn in_full() -> bool {
     std::env::var_os("LEME_SURVIVAL").is_some_and(|value| value == "full")
@@ -8,4 +10,9 @@ pub fn in_full() -> bool {
 /// As often as promised, or a part of that.
 pub fn scale(full: usize, short: usize) -> usize {
     if in_full() { full } else { short }
+}
+
+/// The binary of an earlier version to upgrade from, if somebody has named one.
+pub fn earlier() -> Option<PathBuf> {
+    std::env::var_os("LEME_SURVIVAL_FROM").map(PathBuf::from)
 }

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use leme_abi::{Endpoint, Service};
+use leme_tests_cluster::cluster::{Store, binary};
 use leme_tests_cluster::wait::eventually;
 use leme_tests_cluster::{Cluster, Node, client, tables};
-use leme_tests_survival::scale;
+use leme_tests_packets::bpf::{Layout, RawMap};
+use leme_tests_survival::{Traffic, scale};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -37,17 +41,19 @@ fn await_agent(cluster: &Cluster, node: &Node, old: i32) -> Result<()> {
     })
 }
 
-/// Each has larger tables of connections than the one before, so that programs and maps are exchanged under traffic:
-/// the maps' entries are copied, and the programs that use the new ones take the old ones' place.
+/// Each has larger tables of connections than the one before, and finds Services and endpoints in maps of another
+/// layout, as another version leaves them: programs and maps are exchanged under traffic, the maps' entries copied.
 pub(crate) fn upgraded_agents_fail_no_request(cluster: &Cluster) -> Result<()> {
     let mut agents: BTreeMap<&str, Replacement> = BTreeMap::new();
     let node = &cluster.nodes[0];
     let room = connections(node)?;
     survive(cluster, || {
-        for round in 1..=scale(20, 6) {
+        for round in 1..=scale(20, 3) {
             let node = &cluster.nodes[round % cluster.nodes.len()];
-            let agent = Replacement::put(cluster, node, room + 4_096 * u32::try_from(round)?)?;
+            let size = room + 4_096 * u32::try_from(round)?;
+            let agent = Replacement::put(cluster, node, &["--conntrack-min", &size.to_string()], relay)?;
             agents.insert(&node.name, agent);
+            expect_own_layouts(node)?;
         }
         tables::check(cluster)?;
         let grown = connections(node)?;
@@ -58,6 +64,52 @@ pub(crate) fn upgraded_agents_fail_no_request(cluster: &Cluster) -> Result<()> {
         agents.clear();
         cluster.nodes.iter().zip(last).try_for_each(|(node, old)| await_agent(cluster, node, old))
     })
+}
+
+/// A cluster of an earlier version, whose agents make way for this one's, one after the other, under traffic: programs and
+/// maps are really others.
+pub(crate) fn agents_of_an_earlier_version_are_upgraded(earlier: PathBuf) -> Result<()> {
+    let mut cluster = Cluster::up_with(Store::Embedded, earlier.clone())?;
+    let traffic = Traffic::start(&cluster)?;
+    let put = |node: &Node| Replacement::put(&cluster, node, &[], |_| Ok(()));
+    let agents = cluster.nodes.iter().map(put).collect::<Result<Vec<_>>>()?;
+    cluster.binary = binary();
+    tables::check(&cluster)?;
+    traffic.stop_without_failure()?;
+    cluster.nodes.iter().try_for_each(expect_own_layouts)?;
+    // Who has made it takes it down.
+    cluster.binary = earlier;
+    cluster.down()?;
+    drop(agents);
+    cluster.before.expect_nothing_new()
+}
+
+/// Maps that the agent alone writes, and by how much their values were longer or shorter in another version.
+const RELAID: [(&str, i32); 4] = [("services", -4), ("endpoints", 8), ("backends", 4), ("node_addresses", 4)];
+
+fn pins(node: &Node) -> PathBuf {
+    Path::new("/sys/fs/bpf/leme").join(&node.name)
+}
+
+/// Makes a dead agent's maps those of another version: its programs go on with the ones they have, into which nobody
+/// writes any more, and the next agent finds the same entries in another layout.
+fn relay(node: &Node) -> Result<()> {
+    RELAID.iter().try_for_each(|(map, more)| {
+        let other = |layout: Layout| Layout { value: layout.value.saturating_add_signed(*more), ..layout };
+        RawMap::relay(&pins(node).join(map), other).with_context(|| format!("{map} of {}", node.name))
+    })
+}
+
+/// As this version has them, and nothing is left of others.
+fn expect_own_layouts(node: &Node) -> Result<()> {
+    let value = |map: &str| anyhow::Ok(RawMap::open(&pins(node).join(map))?.layout.value as usize);
+    ensure!(value("services")? == size_of::<Service>(), "services are as in another version");
+    ensure!(value("endpoints")? == size_of::<Endpoint>(), "endpoints are as in another version");
+    for pin in fs::read_dir(pins(node))? {
+        let name = pin?.file_name().into_string().unwrap_or_default();
+        ensure!(!name.ends_with("-old"), "{name} is left of the version before");
+    }
+    Ok(())
 }
 
 /// How much room there is: a gauge that the agent shows.
@@ -73,10 +125,13 @@ fn connections(node: &Node) -> Result<u32> {
 struct Replacement(Child);
 
 impl Replacement {
-    fn put(cluster: &Cluster, node: &Node, connections: u32) -> Result<Self> {
+    /// The same as before with the binary under test and another flag, whose place is last; while there is no agent,
+    /// something may happen to what it has left.
+    fn put(cluster: &Cluster, node: &Node, flag: &[&str], meanwhile: fn(&Node) -> Result<()>) -> Result<Self> {
         let old = cluster.process(&node.name, "agent")?;
-        let mut command = Self::command(cluster, node, old, connections)?;
+        let mut command = Self::command(cluster, node, old, flag)?;
         kill(Pid::from_raw(old), Signal::SIGKILL)?;
+        meanwhile(node)?;
         let child = command.spawn()?;
         fs::write(cluster.node_folder(&node.name).join("pids/agent.pid"), child.id().to_string())?;
         let replacement = Self(child);
@@ -84,13 +139,14 @@ impl Replacement {
         Ok(replacement)
     }
 
-    /// The same as before with another size, which the last flag decides.
-    fn command(cluster: &Cluster, node: &Node, old: i32, connections: u32) -> Result<Command> {
+    fn command(cluster: &Cluster, node: &Node, old: i32, flag: &[&str]) -> Result<Command> {
         let line = fs::read_to_string(format!("/proc/{old}/cmdline"))?;
-        let words: Vec<&str> = line.split('\0').filter(|word| !word.is_empty()).collect();
-        let known = words.iter().position(|word| *word == "--conntrack-min").unwrap_or(words.len());
-        let size = connections.to_string();
-        let words = [&words[..known], &["--conntrack-min", &size]].concat();
+        let mut words: Vec<&str> = line.split('\0').filter(|word| !word.is_empty()).collect();
+        let known = words.iter().position(|word| flag.first() == Some(word)).unwrap_or(words.len());
+        words.truncate(known);
+        words.extend(flag);
+        let binary = binary();
+        words[0] = binary.to_str().context("a path that is no text")?;
         let log = cluster.node_folder(&node.name).join("log/agent.log");
         let log = fs::File::options().append(true).open(log)?;
         let mut command = cluster.on_node(&node.name, &words);

@@ -13,7 +13,7 @@ use leme_tests_cluster::cluster::Store;
 use leme_tests_cluster::session::Session;
 use leme_tests_cluster::{Cluster, client, tests};
 use leme_tests_survival::{Census, Traffic};
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     if let Some(code) = client::main(&env::args().collect::<Vec<_>>()) {
@@ -33,7 +33,12 @@ fn main() -> ExitCode {
         // Known to fail now and then: see "Not there yet" of ebpf/README.md.
         ordeals.extend(tests![agents::upgraded_agents_fail_no_request]);
     }
-    let trials = session.trials(ordeals, ("down_leaves_nothing_behind", down_leaves_nothing_behind));
+    let mut trials = session.trials(ordeals, ("down_leaves_nothing_behind", down_leaves_nothing_behind));
+    trials.extend(leme_tests_survival::earlier().map(|earlier| {
+        Trial::test("agents_of_an_earlier_version_are_upgraded", move || {
+            agents::agents_of_an_earlier_version_are_upgraded(earlier).map_err(|error| format!("{error:#}").into())
+        })
+    }));
     let conclusion = libtest_mimic::run(&arguments, trials);
     session.end();
     conclusion.exit_code()
