@@ -1,7 +1,7 @@
 //! Requests for certificates: kubelets' own are approved, approved ones are signed, old ones go.
 //!
 //! The authority itself is not here: whoever starts the controllers hands in a [`Signer`]. What a signer's name promises
-//! is upstream's, request by request ([`request`]).
+//! is upstream's, request by request (`request`).
 
 mod approver;
 mod cleaner;

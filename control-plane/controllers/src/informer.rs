@@ -81,7 +81,7 @@ where
         })
     }
 
-    /// Calls `handler(before, after)` for every change from now on; must be registered before [`Informers::run`].
+    /// Calls `handler(before, after)` for every change from now on; must be registered before `Informers::run`.
     pub fn on_change(&self, handler: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync + 'static) {
         self.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
     }

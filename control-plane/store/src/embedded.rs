@@ -1,12 +1,12 @@
 //! The embedded engine: one SQLite file, one writer thread, the present in memory.
 //!
-//! The writer ([`writer`]) owns compare-and-swap. It takes all transactions that wait, applies them one after
+//! The writer (`writer`) owns compare-and-swap. It takes all transactions that wait, applies them one after
 //! another to a private copy of the present (a persistent map: the copy is a pointer), writes their rows in one
 //! SQLite transaction, and only when that is on disk publishes the copy, feeds the watches and acknowledges. A
 //! failed commit drops the copy: the whole batch fails and nothing else changes. Handlers merely await the answer,
 //! so a cancelled call never half-writes.
 //!
-//! Reads of the present never touch the disk. Reads of the past and the replay of a watch do ([`disk`], which has
+//! Reads of the present never touch the disk. Reads of the past and the replay of a watch do (`disk`, which has
 //! the byte-level layout), on connections of their own, beside the writer.
 
 mod disk;
