@@ -132,7 +132,7 @@ async fn ask_api(cluster: &Cluster) -> (Option<Vec<ApiNode>>, Option<String>) {
         async { anyhow::Ok(Api::<ApiNode>::all(ready::client(cluster).await?).list(&Default::default()).await?.items) };
     match timeout(Duration::from_secs(3), list).await {
         Ok(Ok(nodes)) => (Some(nodes), None),
-        Ok(Err(error)) => (None, Some(blame(cluster, &format!("{error:#}")).await)),
+        Ok(Err(error)) => (None, Some(blame(cluster, &output::causes(&error)).await)),
         Err(_) => (None, Some(blame(cluster, "no answer within three seconds").await)),
     }
 }
