@@ -1,7 +1,7 @@
 //! The whole server over TLS, as clients meet it: certificates, tokens, restarts.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -96,6 +96,8 @@ async fn a_secret_is_on_no_disk_in_the_clear_and_is_there_after_a_restart() {
         // "open sesame" as it stands in the object.
         let plain = bytes.windows(14).any(|bytes| bytes == b"b3BlbiBzZXNhbW");
         assert!(!plain, "{}", file.display());
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert!(mode & 0o077 == 0 || bytes.is_empty(), "{} is {mode:o}", file.display());
     }
     let server = Server::start(directory.path()).await;
     let secrets: Api<Secret> = Api::namespaced(admin(directory.path()).await, "default");

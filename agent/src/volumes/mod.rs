@@ -187,6 +187,8 @@ pub fn tear_down(config: &Config, uid: &str) -> Result<(), VolumeError> {
 pub fn share_root(config: &Config) -> Result<(), VolumeError> {
     let pods = config.root_dir.join("pods");
     std::fs::create_dir_all(&pods).map_err(io("create", &pods))?;
+    // Tokens and secrets of pods are below: nobody on the machine walks in by name.
+    set_mode(&pods, 0o750)?;
     if !mounts::is_mounted(&config.root_dir)? {
         mounts::bind(&config.root_dir, &config.root_dir, MsFlags::MS_REC)?;
     }

@@ -4,10 +4,11 @@ use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
     nat::{Source, establish, establish_service, follow_service, keep_apart},
+    overlay::is_tunnel,
     rate::may_pass,
     service::{Resolved, resolve},
 };
-use leme_abi::{Direction, DropReason, Scope};
+use leme_abi::{Addr, Direction, DropReason, Port, Scope};
 
 /// `ifindex` is the host side of the veth pair it came from: a pod sends from its own address only.
 #[inline(always)]
@@ -28,6 +29,9 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
     if matches!(work.packet.kind, Kind::Stray) {
         return work.drop(DropReason::Fragment);
+    }
+    if enters_tunnel(tables, work, work.packet.dst, work.packet.tuple.dport) {
+        return work.drop(DropReason::Tunnel);
     }
     if !may_pass(tables, own, &work.packet.src, Direction::Egress, work.packet.length) {
         return work.drop(DropReason::RateLimited);
@@ -54,8 +58,17 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
 }
 
+/// Whoever can write to a node's end of the tunnel sends to any pod in anybody's name.
+#[inline(always)]
+fn enters_tunnel(tables: &impl Tables, work: &Work, dst: Addr, dport: Port) -> bool {
+    is_tunnel(work.packet.tuple.proto, dport) && tables.node_address(&dst) != 0
+}
+
 #[inline(always)]
 fn to_backend(tables: &impl Tables, work: &mut Work) -> Next {
+    if enters_tunnel(tables, work, work.target.backend.addr, work.target.backend.port) {
+        return work.drop(DropReason::Tunnel);
+    }
     let next = locate(tables, work, work.target.backend.addr);
     let source = match next {
         Next::Drop => return next,

@@ -4,18 +4,16 @@ use crate::{
     Kind, Next, Tables, Work,
     locate::locate,
     nat::{Source, establish_service, follow_service, keep_apart},
+    overlay::is_tunnel,
     service::{Resolved, resolve},
 };
-use leme_abi::{Addr, DropReason, NodeAddress, Protocol, Scope};
-
-/// UDP port of VXLAN (IANA). Tunnelled packets are decided about on the VXLAN device.
-const VXLAN: u16 = 4789;
+use leme_abi::{Addr, DropReason, NodeAddress, Scope};
 
 /// A later fragment may overtake its first: that belongs to the node's stack, which waits for the rest.
 #[inline(always)]
 fn is_for_the_stack(work: &Work) -> bool {
-    let tuple = &work.packet.tuple;
-    matches!(work.packet.kind, Kind::Stray) || (tuple.proto == Protocol::UDP && tuple.dport.number() == VXLAN)
+    // Tunnelled packets are decided about on the VXLAN device.
+    matches!(work.packet.kind, Kind::Stray) || is_tunnel(work.packet.tuple.proto, work.packet.tuple.dport)
 }
 
 /// A packet arrives: answers to masqueraded connections, and Services that outside clients address.

@@ -5,7 +5,15 @@ use crate::{
     locate::locate,
     nat::{Source, establish, follow},
 };
-use leme_abi::DropReason;
+use leme_abi::{DropReason, Port, Protocol};
+
+/// UDP port of VXLAN (IANA).
+const VXLAN: u16 = 4789;
+
+#[inline(always)]
+pub fn is_tunnel(proto: u8, dport: Port) -> bool {
+    proto == Protocol::UDP && dport.number() == VXLAN
+}
 
 /// The node's own packets to other nodes' pods. Their source must be the router address: the answer to any other
 /// address of this node would be masqueraded over there.
@@ -43,6 +51,8 @@ pub fn overlay_ingress(tables: &impl Tables, work: &mut Work) -> Next {
         return locate(tables, work, work.to.dst);
     }
     match locate(tables, work, work.packet.dst) {
+        // A tunnel in the tunnel: what a pod may not send to a node, it may not send to its router address either.
+        Next::Pass if is_tunnel(work.packet.tuple.proto, work.packet.tuple.dport) => work.drop(DropReason::Tunnel),
         next @ (Next::Pod | Next::Pass) => next,
         _ => work.drop(DropReason::NoEndpoint),
     }

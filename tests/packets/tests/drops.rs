@@ -26,6 +26,7 @@ fn services() -> Vec<Value> {
         service("remote", "10.96.0.54", 30084, &[("10.244.2.9", "b")]),
         service("outside", "10.96.0.55", 30085, &[("192.0.2.77", "")]),
         service("full", "10.96.0.58", 30088, &[("192.0.2.78", "")]),
+        tunnel(),
         elsewhere(),
         guarded(),
     ]
@@ -37,6 +38,15 @@ fn elsewhere() -> Vec<Value> {
     let mut objects = service("elsewhere", "10.96.0.56", 30086, &[("10.244.2.9", "b")]);
     objects[0]["spec"]["internalTrafficPolicy"] = "Local".into();
     objects[0]["spec"]["externalTrafficPolicy"] = "Local".into();
+    objects
+}
+
+/// Of the other node's end of the tunnel.
+fn tunnel() -> Vec<Value> {
+    let mut objects = service("tunnel", "10.96.0.59", 30089, &[("10.89.0.12", "b")]);
+    for port in objects[1]["ports"].as_array_mut().unwrap() {
+        port["port"] = 4789.into();
+    }
     objects
 }
 
@@ -134,8 +144,12 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             let large = |dst| Frame::udp(POD, dst).long(1431).with(PLACE, &DONT);
             vec![large("10.244.2.9:80"), large("10.96.0.54:80")]
         }
+        // To the nodes' end of it, whether by their addresses or through a Service.
+        DropReason::Tunnel => ["10.89.0.11:4789", "10.244.1.1:4789", "10.89.0.12:4789", "10.96.0.59:80"]
+            .map(|dst| Frame::udp(POD, dst))
+            .into(),
         // The kernel's maps make room by themselves, and it refuses no edit of a packet that was parsed.
-        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper | DropReason::Tunnel => Vec::new(),
+        DropReason::RateLimited | DropReason::MapFull | DropReason::Helper => Vec::new(),
     }
 }
 
@@ -238,7 +252,9 @@ fn overlay_ingress(reason: DropReason) -> Vec<(u32, Frame)> {
         DropReason::Fragment => vec![(1, later("10.244.2.2:1", "10.244.1.2:80"))],
         DropReason::Tunnel => {
             let (_, frame) = to("10.244.1.2:80");
-            vec![(2, frame.clone()), (1, frame.clone().of_type(0x0806)), (1, frame.of_type(0x86dd))]
+            // Another tunnel's, not IP, and a tunnel in the tunnel.
+            let nested = (1, Frame::udp("10.244.2.2:40000", "10.244.1.1:4789"));
+            vec![(2, frame.clone()), (1, frame.clone().of_type(0x0806)), (1, frame.of_type(0x86dd)), nested]
         }
         DropReason::NotIp | DropReason::Spoofed | DropReason::Multicast | DropReason::Martian => Vec::new(),
         DropReason::NoRoute | DropReason::NoBackend | DropReason::NoPort | DropReason::Untracked => Vec::new(),

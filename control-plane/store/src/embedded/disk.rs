@@ -18,7 +18,8 @@
 
 use std::{
     fmt::Display,
-    fs::{File, TryLockError},
+    fs::{File, OpenOptions, Permissions, TryLockError},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -117,7 +118,14 @@ pub(super) fn open_error(path: &Path, error: &dyn Display) -> OpenError {
     OpenError::Open { path: path.display().to_string(), reason: error.to_string() }
 }
 
+/// The whole cluster stands in it: its owner's alone. SQLite gives the files beside it the same mode.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))
+}
+
 pub(super) fn open(path: &Path) -> Result<(Connection, Loaded), OpenError> {
+    make_private(path).map_err(|error| open_error(path, &error))?;
     let connection = Connection::open(path).map_err(|error| judge(path, &error))?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(|error| judge(path, &error))?;
     identify(path, &connection)?;
