@@ -74,19 +74,32 @@ pub fn keep_apart(tables: &impl Tables, work: &mut Work, next: Next) -> Next {
         let result = establish(tables, work, target, Source::Keep(tables.router()), (0, 0));
         return work.unless(result, next);
     }
-    tables.forget_translation(&work.reverse);
+    tables.stop(&work.original);
+    if holds(tables, &work.reverse, &work.original) {
+        tables.forget_translation(&work.reverse);
+    }
     tables.forget_translation(&work.original);
     next
 }
 
-/// Removes both entries of the connection that the packet's tuple opened.
+/// Removes all entries of the connection that the packet's tuple opened.
 #[inline(always)]
 fn forget(tables: &impl Connections, work: &mut Work) {
     if let Some(found) = tables.translation(&work.packet.tuple) {
         work.reverse = found.to.inverse();
-        tables.forget_translation(&work.reverse);
+        tables.stop(&work.packet.tuple);
+        // Its port may be another's already.
+        if holds(tables, &work.reverse, &work.packet.tuple) {
+            tables.forget_translation(&work.reverse);
+        }
         tables.forget_translation(&work.packet.tuple);
     }
+}
+
+/// Whether a reverse tuple is that of the connection which `original` opened.
+#[inline(always)]
+fn holds(tables: &impl Connections, reverse: &Tuple, original: &Tuple) -> bool {
+    tables.translation(reverse).is_some_and(|found| found.to == original.inverse())
 }
 
 /// Counts a packet and moves the connection's state; silence beyond the lifetime ends it.
@@ -190,12 +203,42 @@ fn claim_reverse(tables: &impl Connections, work: &mut Work, address: Addr) -> b
             return true;
         }
         // An entry that already leads back to this very connection (another CPU was faster) is as good as a new one.
-        if tables.translation(&work.reverse).is_some_and(|found| found.to == work.translation.to) {
+        let Some(found) = tables.translation(&work.reverse) else { continue };
+        if found.to == work.translation.to {
+            return true;
+        }
+        work.original = found.to.inverse();
+        if take_over(tables, work) {
             return true;
         }
         choose_source(tables, work, address);
     }
     false
+}
+
+/// Takes a reverse tuple from a connection that has ended, as [`has_ended`] has it. Several may want the same one: who
+/// removes the connection has it. What that one left is gone by then, or is another's already.
+#[inline(always)]
+fn take_over(tables: &impl Connections, work: &Work) -> bool {
+    let (mut ended, now) = (false, tables.now());
+    if !work.packet.opens() {
+        return false;
+    }
+    tables.track(&work.original, |connection| ended = has_ended(connection, now));
+    if !ended || !tables.stop(&work.original) || !holds(tables, &work.reverse, &work.original) {
+        return false;
+    }
+    tables.forget_translation(&work.original);
+    tables.translate(&work.reverse, &work.translation)
+}
+
+/// Closed from both sides, and silent since for a while: nothing of it is on its way any more. In its last moment it is
+/// user space's to collect, so that the two never meet.
+#[inline(always)]
+fn has_ended(connection: &Conntrack, now: u64) -> bool {
+    let whole = lifetime(Protocol::TCP, ConntrackState::Closed as u8) * SECOND;
+    let left = connection.expires.saturating_sub(now);
+    connection.state == ConntrackState::Closed as u8 && left > SECOND && left < whole - SECOND
 }
 
 #[inline(always)]

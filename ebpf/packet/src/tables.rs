@@ -29,6 +29,8 @@ pub trait Connections {
     /// Changes a connection in place; false if it is not there.
     fn track(&self, original: &Tuple, change: impl FnOnce(&mut Conntrack)) -> bool;
     fn start(&self, original: &Tuple, connection: &Conntrack) -> bool;
+    /// Removes a connection: true for exactly one of those who try at the same time.
+    fn stop(&self, original: &Tuple) -> bool;
     fn fragment(&self, key: &FragmentKey) -> Option<Ports>;
     fn remember_fragment(&self, key: &FragmentKey, ports: &Ports);
 }

@@ -218,6 +218,11 @@ impl Connections for Maps {
     }
 
     #[inline(always)]
+    fn stop(&self, original: &Tuple) -> bool {
+        CONNTRACK.remove(original).is_ok()
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         value!(FRAGMENTS, key).copied()
     }

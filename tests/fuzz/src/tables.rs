@@ -199,6 +199,9 @@ impl Connections for Tables {
             true
         }
     }
+    fn stop(&self, original: &Tuple) -> bool {
+        !self.fails() && self.conntrack.borrow_mut().remove(original).is_some()
+    }
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         self.fragments.borrow().get(key).copied()
     }

@@ -168,6 +168,9 @@ impl Connections for Fake {
         self.conntrack.borrow_mut().insert(*original, *connection);
         true
     }
+    fn stop(&self, original: &Tuple) -> bool {
+        self.conntrack.borrow_mut().remove(original).is_some()
+    }
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         self.fragments.borrow().get(key).copied()
     }

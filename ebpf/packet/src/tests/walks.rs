@@ -142,6 +142,76 @@ fn without_a_free_port_the_packet_is_dropped_and_nothing_is_left_behind() {
     assert_eq!(tables.nat.borrow().len(), before);
 }
 
+/// One port for masqueraded connections, and a connection of the first pod that has it and has come this far.
+fn one_port_taken(flags: [u8; 2]) -> (Fake, Tuple) {
+    let mut tables = Fake::new();
+    tables.ports = (12_000, 12_000);
+    let from = |flags| tcp("10.244.1.2", 40000, "198.51.100.2", 443, flags);
+    let out = walk(&tables, pod2, &from(SYN)).1;
+    walk(&tables, nic_ingress, &answer(&out, SYN | ACK));
+    walk(&tables, pod2, &from(ACK | flags[0]));
+    walk(&tables, nic_ingress, &answer(&out, ACK | flags[1]));
+    (tables, out)
+}
+
+fn seconds(tables: &Fake, count: u64) {
+    tables.now.set(tables.now.get() + count * 1_000_000_000);
+}
+
+const FIN: u8 = Packet::FIN;
+const RST: u8 = Packet::RST;
+
+#[test]
+fn the_port_of_a_connection_that_has_ended_is_taken_over_whole() {
+    for flags in [[FIN, FIN], [RST, 0], [0, RST]] {
+        let (tables, out) = one_port_taken(flags);
+        seconds(&tables, 2);
+        let next = walk(&tables, pod3, &tcp("10.244.1.3", 50000, "198.51.100.2", 443, SYN)).1;
+        assert_eq!(next, out, "{flags:?}");
+        assert_eq!(
+            (tables.nat.borrow().len(), tables.conntrack.borrow().len()),
+            (2, 1),
+            "nothing of the old one is left"
+        );
+        let back = walk(&tables, nic_ingress, &answer(&next, SYN | ACK)).1;
+        assert_eq!(back, tuple(TCP, "198.51.100.2", 443, "10.244.1.3", 50000));
+    }
+}
+
+#[test]
+fn a_port_stays_with_whoever_may_still_need_it() {
+    let second = tcp("10.244.1.3", 50000, "198.51.100.2", 443, SYN);
+    for (what, flags, since) in [
+        ("it is open", [0, 0], 60),
+        ("one side has more to say", [FIN, 0], 60),
+        ("the other side has", [0, FIN], 60),
+        ("something of it may be on its way", [FIN, FIN], 1),
+        ("user space is about to collect it", [FIN, FIN], 9),
+        ("user space collects it", [FIN, FIN], 20),
+    ] {
+        let (tables, out) = one_port_taken(flags);
+        seconds(&tables, since);
+        assert_eq!(dropped(&tables, pod3, &second), Some(DropReason::NoPort), "{what}");
+        assert_eq!(walk(&tables, nic_ingress, &answer(&out, ACK)).1.dst, addr("10.244.1.2"), "{what}");
+    }
+    let (tables, _) = one_port_taken([FIN, FIN]);
+    seconds(&tables, 2);
+    let late = tcp("10.244.1.3", 50000, "198.51.100.2", 443, ACK);
+    assert_eq!(dropped(&tables, pod3, &late), Some(DropReason::NoPort), "only a new connection takes one");
+}
+
+#[test]
+fn whoever_lost_its_port_and_opens_again_does_not_harm_its_heir() {
+    let (mut tables, _) = one_port_taken([FIN, FIN]);
+    seconds(&tables, 2);
+    let heir = walk(&tables, pod3, &tcp("10.244.1.3", 50000, "198.51.100.2", 443, SYN)).1;
+    tables.ports = (12_000, 12_003);
+    let again = walk(&tables, pod2, &tcp("10.244.1.2", 40000, "198.51.100.2", 443, SYN)).1;
+    assert_ne!(again, heir);
+    assert_eq!(walk(&tables, nic_ingress, &answer(&heir, ACK)).1.dst, addr("10.244.1.3"));
+    assert_eq!(walk(&tables, nic_ingress, &answer(&again, ACK)).1.dst, addr("10.244.1.2"));
+}
+
 #[test]
 fn a_service_missed_by_the_socket_is_resolved_per_packet() {
     let mut tables = Fake::new();
