@@ -238,6 +238,17 @@ pub(crate) fn raw_insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::R
     }
 }
 
+pub(crate) fn raw_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let (key, value) = (key.as_ptr() as u64, value.as_ptr() as u64);
+    call(Command::MapUpdate, &mut Element { map: number(map), key, value, ..Element::default() }).map(drop)
+}
+
+/// False if it was not there.
+pub(crate) fn raw_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    let key = key.as_ptr() as u64;
+    found(call(Command::MapDelete, &mut Element { map: number(map), key, ..Element::default() }))
+}
+
 fn element<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>, value: u64, flags: u64) -> Element {
     let key = key.map_or(0, |key| bytes_of(key).as_ptr() as u64);
     Element { map: number(map), reserved: 0, key, value, flags }

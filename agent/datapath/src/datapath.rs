@@ -20,11 +20,12 @@ use crate::{
 use aya::programs::TcAttachType;
 use leme_abi::{
     Addr, Backend, Endpoint, FrontendKey, MemberKey, NodeAddress, Rates, Route, RouteKey, Service, Settings, SlotKey,
-    SourceKey, option,
+    SourceKey, option, transition,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
     path::Path,
     time::{Duration, Instant},
@@ -173,15 +174,39 @@ impl Datapath {
 
     /// From the programs that were attached, if there were any, to those of this version.
     fn exchange(&mut self) -> Result<()> {
+        let Some(migration) = self.migration.take() else { return self.attach_all() };
+        match self.go_over(&migration) {
+            Ok(()) => migration.finish(),
+            Err(error) => {
+                self.migration = Some(migration);
+                Err(error)
+            }
+        }
+    }
+
+    fn go_over(&mut self, migration: &Migration) -> Result<()> {
         // What has come while the tables were read; the less is missing when the first program has been exchanged, the
         // fewer connections meet one that does not know them.
-        self.migration.as_ref().map_or(Ok(()), Migration::copy)?;
-        let migration = self.migration.take();
-        if let Err(error) = self.attach_all() {
-            self.migration = migration;
-            return Err(error);
+        migration.copy()?;
+        if migration.has_transition()? {
+            if !migration.has_copied_connections() {
+                self.attach_transition(transition::OLD)?;
+                migration.copy_connections()?;
+            }
+            self.attach_transition(transition::NEW)?;
+            self.programs.pin_all()?;
         }
-        migration.map_or(Ok(()), Migration::finish)
+        self.attach_all()
+    }
+
+    /// Programs that read one table of connections and write both, everywhere.
+    fn attach_transition(&mut self, transition: u32) -> Result<()> {
+        let settings = Settings { transition, ..settings(&self.config, self.overlay, self.mtu) };
+        let between = Programs::load(&self.config.pin_dir, programs::NODE, settings, &self.config.sizes)?;
+        let own = mem::replace(&mut self.programs, between);
+        let attached = self.attach_all();
+        self.programs = own;
+        attached
     }
 
     fn attach_all(&mut self) -> Result<()> {
@@ -584,7 +609,7 @@ fn settings(config: &Config, overlay: u32, mtu: u32) -> Settings {
             SocketLb::HostOnly => option::SOCKETS_OF_HOST_ONLY,
         },
         mtu,
-        reserved: 0,
+        transition: transition::NONE,
     }
 }
 

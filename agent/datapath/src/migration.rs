@@ -5,6 +5,11 @@
 //! copied before the programs are exchanged, and once more afterwards: what came meanwhile. An agent that dies half-way
 //! leaves the old maps under their other names, and the next one goes on from there.
 //!
+//! A connection that begins in such a moment meets programs with the old tables and with the new ones. So where the tables
+//! of connections have the same layout (they only grow), programs for the transition come in between, which read one and
+//! write both: first all read the old ones, which are complete; then those are copied, exactly; then all read the new ones;
+//! then all forget the old ones. Whatever two programs meet on the way knows the same connections.
+//!
 //! Layouts grow at their end, and zeros there mean what was meant before: that is the conversion. A change of keys has
 //! none, so such a map starts empty; if it is one of the Services', the programs are exchanged when the tables have been
 //! written from a complete list.
@@ -25,9 +30,14 @@ const ASIDE: &str = "-old";
 /// Tables that hold what a complete list says, and that no packet can do without.
 const LISTED: [&str; 8] =
     ["frontends", "services", "slots", "backends", "source_ranges", "members", "routes", "node_addresses"];
+/// The tables of connections, and what programs of a transition call the older ones.
+pub(crate) const CONNECTIONS: [[&str; 2]; 2] = [["conntrack", "conntrack_old"], ["nat", "nat_old"]];
+/// There from when the new tables of connections are complete until the old ones go.
+const COPIED: &str = "connections-copied";
 /// So few that their copy takes no time worth another round.
 const FEW: usize = 64;
 const ROUNDS: usize = 5;
+const TRIES: usize = 5;
 
 /// Kinds of maps that can be walked, `enum bpf_map_type`: hash, LRU hash, LPM trie.
 const WALKABLE: [u32; 3] = [1, 9, 11];
@@ -84,11 +94,52 @@ impl Migration {
         self.maps.iter().map(|name| self.pair(name)?.copy(*name == "nat").map_err(|source| failed(name, source))).sum()
     }
 
+    /// Whether the tables of connections are exchanged, for ones of the same layout.
+    pub(crate) fn has_transition(&self) -> Result<bool> {
+        let mut any = false;
+        for [name, _] in self.connections() {
+            let Pair { old, new } = self.pair(name)?;
+            if (old.kind, old.key, old.value) != (new.kind, new.key, new.value) {
+                return Ok(false);
+            }
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn connections(&self) -> impl Iterator<Item = [&'static str; 2]> {
+        CONNECTIONS.into_iter().filter(|[name, _]| self.maps.contains(name))
+    }
+
+    /// Makes the new tables of connections what the old ones are, while programs of the transition read those and write
+    /// both.
+    pub(crate) fn copy_connections(&self) -> Result<()> {
+        for [name, _] in self.connections() {
+            self.pair(name)?.equate().map_err(|source| failed(name, source))?;
+        }
+        let path = self.pins.join(COPIED);
+        std::fs::create_dir(&path).map_err(|source| Error::Pin { path, source })
+    }
+
+    /// Maybe by an agent before this one; then the old ones are not to be read any more.
+    pub(crate) fn has_copied_connections(&self) -> bool {
+        self.pins.join(COPIED).exists()
+    }
+
     /// After the programs have been exchanged: the rest, and the end of the old maps.
     pub(crate) fn finish(self) -> Result<()> {
-        let copied = self.copy_once()?;
+        let transited = self.has_copied_connections();
+        let rest = Self {
+            pins: self.pins.clone(),
+            maps: self.maps.iter().copied().filter(|name| !(transited && is_of_connections(name))).collect(),
+        };
+        let copied = rest.copy_once()?;
         for name in &self.maps {
             programs::remove_pin(&self.pins.join(format!("{name}{ASIDE}")))?;
+        }
+        let marker = self.pins.join(COPIED);
+        if transited {
+            std::fs::remove_dir(&marker).map_err(|source| Error::Pin { path: marker, source })?;
         }
         if !self.maps.is_empty() {
             tracing::info!(maps = ?self.maps, last = copied, "maps have been exchanged for those of this version");
@@ -103,6 +154,16 @@ impl Migration {
         };
         Ok(Pair { old: open(format!("{name}{ASIDE}"))?, new: open(name.to_owned())? })
     }
+}
+
+fn is_of_connections(name: &str) -> bool {
+    CONNECTIONS.iter().any(|[map, _]| *map == name)
+}
+
+/// The pin of what was put aside; of the map itself where nothing was.
+pub(crate) fn older(pins: &Path, name: &str) -> PathBuf {
+    let aside = pins.join(format!("{name}{ASIDE}"));
+    if aside.exists() { aside } else { pins.join(name) }
 }
 
 fn failed(map: &str, source: io::Error) -> Error {
@@ -203,6 +264,40 @@ impl Pair {
             }
         }
         Ok(copied)
+    }
+
+    /// What the new map has and the old one has not goes, then every entry of the old one is written over. Programs that
+    /// write both do so while this goes on: an entry that has gone in the meantime must not come back.
+    fn equate(&self) -> io::Result<()> {
+        let (old, new) = (self.old.fd.as_fd(), self.new.fd.as_fd());
+        let mut value = vec![0; self.old.value];
+        let mut surplus = Vec::new();
+        self.new.visit(|key, _| {
+            if !bpf::raw_lookup(old, key, &mut value)? {
+                surplus.push(key.to_vec());
+            }
+            Ok(())
+        })?;
+        for key in surplus {
+            if !bpf::raw_lookup(old, &key, &mut value)? {
+                bpf::raw_delete(new, &key)?;
+            }
+        }
+        self.old.visit(|key, first| {
+            let mut written = first.to_vec();
+            // Counters of a busy connection never stand still; they may differ.
+            for _ in 0..TRIES {
+                bpf::raw_update(new, key, &written)?;
+                if !bpf::raw_lookup(old, key, &mut value)? {
+                    return bpf::raw_delete(new, key).map(drop);
+                }
+                if value == written {
+                    break;
+                }
+                written.clone_from(&value);
+            }
+            Ok(())
+        })
     }
 
     fn convert(&self, value: &[u8]) -> Vec<u8> {

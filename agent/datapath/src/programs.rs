@@ -1,12 +1,12 @@
 //! The embedded programs: loading them with this node's settings and maps, and pinning them.
 
-use crate::{Error, Result, Sizes, bpf};
+use crate::{Error, Result, Sizes, bpf, migration};
 use aya::{
     EbpfLoader, include_bytes_aligned,
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
-use leme_abi::{Settings, feature};
+use leme_abi::{Settings, feature, transition};
 use std::{
     collections::HashMap,
     fs, io,
@@ -53,6 +53,7 @@ impl Programs {
         make_pin_directory(&dir)?;
         lift_memory_limit();
         let settings = Settings { features: probe_features(), ..settings };
+        let is_transition = settings.transition != transition::NONE;
         let mut loader = EbpfLoader::new();
         let settings = bytemuck::bytes_of(&settings);
         loader.btf(None).override_global("SETTINGS", settings, true);
@@ -62,6 +63,11 @@ impl Programs {
         for map in SIZED {
             loader.map_pin_path(map, pin_dir.join(map));
         }
+        if is_transition {
+            for [map, old] in migration::CONNECTIONS {
+                loader.map_pin_path(old, migration::older(pin_dir, map));
+            }
+        }
         let mut object = loader.load(OBJECT)?;
         let mut fds = HashMap::new();
         for name in names {
@@ -69,8 +75,13 @@ impl Programs {
             fds.insert(*name, load_program(name, program)?);
         }
         let programs = Self { fds, dir };
-        names.iter().try_for_each(|name| programs.pin(name))?;
+        programs.pin_all()?;
         Ok(programs)
+    }
+
+    /// Where classic attachment finds them.
+    pub(crate) fn pin_all(&self) -> Result<()> {
+        self.fds.keys().try_for_each(|name| self.pin(name))
     }
 
     pub(crate) fn fd(&self, name: &'static str) -> Result<BorrowedFd<'_>> {

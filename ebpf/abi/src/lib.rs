@@ -20,7 +20,7 @@ pub use flow::{Conntrack, ConntrackState, FragmentKey, Leg, Ports, Translation, 
 pub use rate::{Bucket, Rates};
 pub use route::{Endpoint, LanNode, NodeAddress, Route, RouteKey};
 pub use service::{Affinity, AffinityKey, Backend, FrontendKey, MemberKey, Scope, Service, SlotKey, SourceKey};
-pub use settings::{Settings, feature, option};
+pub use settings::{Settings, feature, option, transition};
 pub use socket::{Origin, OriginKey};
 
 /// Packets that a Leme program has already decided about carry this mark until they leave the node.

@@ -16,6 +16,16 @@ pub mod option {
     pub const SOCKETS_OF_HOST_ONLY: u32 = 1;
 }
 
+/// Which tables of connections a program reads while they are exchanged for larger ones; it writes both then.
+pub mod transition {
+    /// There is one of each.
+    pub const NONE: u32 = 0;
+    /// The old ones, which are complete.
+    pub const OLD: u32 = 1;
+    /// The new ones, which have become so.
+    pub const NEW: u32 = 2;
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
@@ -39,7 +49,8 @@ pub struct Settings {
     pub options: u32,
     /// The largest packet that pods and the overlay carry.
     pub mtu: u32,
-    pub reserved: u32,
+    /// One of [`transition`].
+    pub transition: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 72);

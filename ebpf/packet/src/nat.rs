@@ -6,9 +6,6 @@
 use crate::{Kind, Next, Packet, Tables, Target, Work, tables::Connections};
 use leme_abi::{Addr, Conntrack, ConntrackState, DropReason, Leg, Port, Protocol, Translation, Tuple};
 
-/// Attempts to find a free source port before the connection is refused.
-const ATTEMPTS: u32 = 24;
-
 const SECOND: u64 = 1_000_000_000;
 
 /// Sets what the packet becomes if its connection is known.
@@ -197,7 +194,7 @@ pub fn establish(
 #[inline(always)]
 fn claim_reverse(tables: &impl Connections, work: &mut Work, address: Addr) -> bool {
     work.translation = Translation { to: work.packet.tuple.inverse(), leg: Leg::Reply as u8, reserved: [0; 3] };
-    for _ in 0..ATTEMPTS {
+    for _ in 0..tables.attempts() {
         work.reverse = work.to.inverse();
         if tables.claim(&work.reverse, &work.translation) {
             return true;

@@ -21,6 +21,8 @@ pub trait Connections {
     fn random(&self) -> u32;
     /// Source ports for translations, inclusive.
     fn ports(&self) -> (u16, u16);
+    /// How often a free one is looked for before the connection is refused.
+    fn attempts(&self) -> u32;
     fn translation(&self, tuple: &Tuple) -> Option<&Translation>;
     /// Writes only if absent: true if this call wrote it.
     fn claim(&self, tuple: &Tuple, translation: &Translation) -> bool;

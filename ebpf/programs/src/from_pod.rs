@@ -18,5 +18,11 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     }
     // SAFETY: a field of the context.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    run(&ctx, Hook::Ingress, Direction::Egress, |work| leme_packet::from_pod(&Maps, work, ifindex))
+    run(
+        &ctx,
+        Hook::Ingress,
+        Direction::Egress,
+        #[inline(always)]
+        |work| leme_packet::from_pod(&Maps, work, ifindex),
+    )
 }

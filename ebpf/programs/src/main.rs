@@ -4,6 +4,8 @@
 #![no_main]
 // Assembler for this target is not stable yet; both toolchains that build it are told to take it.
 #![feature(asm_experimental_arch)]
+// A decision that is not inlined has a frame of its own, and there are 512 bytes for all.
+#![feature(stmt_expr_attributes)]
 
 mod act;
 mod from_pod;

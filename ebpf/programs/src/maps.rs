@@ -13,7 +13,7 @@ use core::{
 use leme_abi::{
     Addr, Affinity, AffinityKey, Backend, COUNTERS, Conntrack, Counter, Direction, DropReason, Endpoint, FragmentKey,
     FrontendKey, LanNode, MemberKey, Origin, OriginKey, Ports, Rates, Route, Service, Settings, SlotKey, Translation,
-    Tuple,
+    Tuple, transition,
 };
 use leme_packet::{Connections, LanTables, Services, Tables, Work, charge};
 
@@ -52,6 +52,11 @@ pub static MASQUERADE_EXCLUSIONS: LpmTrie<Addr, u32, 1> = LpmTrie::new();
 pub static CONNTRACK: LruHashMap<Tuple, Conntrack, 1> = LruHashMap::new();
 #[btf_map(name = "nat")]
 pub static NAT: LruHashMap<Tuple, Translation, 1> = LruHashMap::new();
+/// What programs of a transition know beside them; nobody else looks here.
+#[btf_map(name = "conntrack_old")]
+static CONNTRACK_OLD: LruHashMap<Tuple, Conntrack, 1> = LruHashMap::new();
+#[btf_map(name = "nat_old")]
+static NAT_OLD: LruHashMap<Tuple, Translation, 1> = LruHashMap::new();
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Ports, 1> = LruHashMap::new();
 #[btf_map(name = "socket_origin")]
@@ -92,7 +97,7 @@ static SETTINGS: Settings = Settings {
     uplink: 0,
     options: 0,
     mtu: 0,
-    reserved: 0,
+    transition: transition::NONE,
 };
 
 /// Readers for load-time constants.
@@ -113,7 +118,7 @@ pub mod settings {
 
     readers! {
         host_cookie: u64, node: Addr, router: Addr, overlay: u32, vni: u32,
-        port_min: u16, port_max: u16, features: u32, uplink: u32, options: u32, mtu: u32,
+        port_min: u16, port_max: u16, features: u32, uplink: u32, options: u32, mtu: u32, transition: u32,
     }
 }
 
@@ -161,6 +166,32 @@ macro_rules! value {
     };
 }
 
+/// What is read, and in a transition the other one, which is written, too: after the first, by which user space can tell an
+/// entry that has just changed. Constants decide: for each program the verifier sees one way.
+macro_rules! first {
+    ($new:ident, $old:ident, $map:ident => $do:expr) => {
+        if settings::transition() == transition::OLD {
+            let $map = &$old;
+            $do
+        } else {
+            let $map = &$new;
+            $do
+        }
+    };
+}
+
+macro_rules! second {
+    ($new:ident, $old:ident, $map:ident => $do:expr) => {
+        if settings::transition() == transition::OLD {
+            let $map = &$new;
+            let _ = $do;
+        } else if settings::transition() == transition::NEW {
+            let $map = &$old;
+            let _ = $do;
+        }
+    };
+}
+
 impl Connections for Maps {
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -179,47 +210,62 @@ impl Connections for Maps {
         (settings::port_min(), settings::port_max())
     }
 
+    /// Each attempt is a way through the program that the verifier goes; in a transition, of two tables.
+    #[inline(always)]
+    fn attempts(&self) -> u32 {
+        if settings::transition() == transition::NONE { 24 } else { 4 }
+    }
+
     #[inline(always)]
     fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
-        value!(NAT, tuple)
+        first!(NAT, NAT_OLD, nat => value!(nat, tuple))
     }
 
     #[inline(always)]
     fn claim(&self, tuple: &Tuple, translation: &Translation) -> bool {
-        NAT.insert(tuple, translation, u64::from(BPF_NOEXIST)).is_ok()
+        let claimed = first!(NAT, NAT_OLD, nat => nat.insert(tuple, translation, u64::from(BPF_NOEXIST)).is_ok());
+        if claimed {
+            second!(NAT, NAT_OLD, nat => nat.insert(tuple, translation, 0));
+        }
+        claimed
     }
 
     #[inline(always)]
     fn translate(&self, tuple: &Tuple, translation: &Translation) -> bool {
-        NAT.insert(tuple, translation, 0).is_ok()
+        let written = first!(NAT, NAT_OLD, nat => nat.insert(tuple, translation, 0).is_ok());
+        second!(NAT, NAT_OLD, nat => nat.insert(tuple, translation, 0));
+        written
     }
 
     #[inline(always)]
     fn forget_translation(&self, tuple: &Tuple) {
-        let _ = NAT.remove(tuple);
+        let _ = first!(NAT, NAT_OLD, nat => nat.remove(tuple));
+        second!(NAT, NAT_OLD, nat => nat.remove(tuple));
     }
 
     #[inline(always)]
     fn track(&self, original: &Tuple, change: impl FnOnce(&mut Conntrack)) -> bool {
-        match CONNTRACK.get_ptr_mut(original) {
-            Some(connection) => {
-                // SAFETY: the entry stays mapped while the program runs; a lost increment under contention is only
-                // a count.
-                change(unsafe { &mut *connection });
-                true
-            }
-            None => false,
-        }
+        let found = first!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.get_ptr_mut(original));
+        let Some(connection) = found else { return false };
+        // SAFETY: the entry stays mapped while the program runs; a lost increment under contention is only a count.
+        let connection = unsafe { &mut *connection };
+        change(connection);
+        second!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.insert(original, &*connection, 0));
+        true
     }
 
     #[inline(always)]
     fn start(&self, original: &Tuple, connection: &Conntrack) -> bool {
-        CONNTRACK.insert(original, connection, 0).is_ok()
+        let written = first!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.insert(original, connection, 0).is_ok());
+        second!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.insert(original, connection, 0));
+        written
     }
 
     #[inline(always)]
     fn stop(&self, original: &Tuple) -> bool {
-        CONNTRACK.remove(original).is_ok()
+        let stopped = first!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.remove(original).is_ok());
+        second!(CONNTRACK, CONNTRACK_OLD, conntrack => conntrack.remove(original));
+        stopped
     }
 
     #[inline(always)]

@@ -13,7 +13,13 @@ pub fn nic_ingress(ctx: TcContext) -> i32 {
     if !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
-    run(&ctx, Hook::Ingress, Direction::Ingress, |work| leme_packet::nic_ingress(&Maps, work))
+    run(
+        &ctx,
+        Hook::Ingress,
+        Direction::Ingress,
+        #[inline(always)]
+        |work| leme_packet::nic_ingress(&Maps, work),
+    )
 }
 
 #[classifier]
@@ -21,5 +27,11 @@ pub fn nic_egress(ctx: TcContext) -> i32 {
     if is_done(&ctx) || !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
-    run(&ctx, Hook::Egress, Direction::Egress, |work| leme_packet::nic_egress(&Maps, work))
+    run(
+        &ctx,
+        Hook::Egress,
+        Direction::Egress,
+        #[inline(always)]
+        |work| leme_packet::nic_egress(&Maps, work),
+    )
 }

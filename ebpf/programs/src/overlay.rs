@@ -23,7 +23,13 @@ pub fn overlay_egress(ctx: TcContext) -> i32 {
         count(DropReason::NotIp, Direction::Egress, ctx.len());
         return TC_ACT_SHOT as i32;
     }
-    run(&ctx, Hook::Overlay, Direction::Egress, |work| leme_packet::overlay_egress(&Maps, work))
+    run(
+        &ctx,
+        Hook::Overlay,
+        Direction::Egress,
+        #[inline(always)]
+        |work| leme_packet::overlay_egress(&Maps, work),
+    )
 }
 
 #[classifier]
@@ -33,7 +39,13 @@ pub fn overlay_ingress(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT as i32;
     }
     for_this_host(&ctx);
-    run(&ctx, Hook::Ingress, Direction::Ingress, |work| leme_packet::overlay_ingress(&Maps, work))
+    run(
+        &ctx,
+        Hook::Ingress,
+        Direction::Ingress,
+        #[inline(always)]
+        |work| leme_packet::overlay_ingress(&Maps, work),
+    )
 }
 
 #[inline(always)]

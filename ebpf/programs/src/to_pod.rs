@@ -13,5 +13,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     if is_done(&ctx) || !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
     }
-    run(&ctx, Hook::Egress, Direction::Ingress, |work| leme_packet::to_pod(&Maps, work))
+    run(
+        &ctx,
+        Hook::Egress,
+        Direction::Ingress,
+        #[inline(always)]
+        |work| leme_packet::to_pod(&Maps, work),
+    )
 }

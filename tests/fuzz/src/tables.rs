@@ -169,6 +169,9 @@ impl Connections for Tables {
     fn ports(&self) -> (u16, u16) {
         PORTS
     }
+    fn attempts(&self) -> u32 {
+        24
+    }
     fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
         if self.fails() {
             return None;

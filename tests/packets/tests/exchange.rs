@@ -92,14 +92,11 @@ impl Traffic {
         });
     }
 
-    /// Connections from one to another over both protocols: those that last, and maybe new ones all the time.
-    fn between(&mut self, name: &str, client: &Network, target: &'static str, new: bool) {
+    /// Connections from one to another over both protocols: those that last, and new ones all the time.
+    fn between(&mut self, name: &str, client: &Network, target: &'static str) {
         let (tcp, udp) = (connect(client, None, target).unwrap(), connected(client, target).unwrap());
         self.repeat(format!("{name}, a lasting TCP connection"), move |round| ask(&tcp, round));
         self.repeat(format!("{name}, lasting UDP"), move |round| tell(&udp, round));
-        if !new {
-            return;
-        }
         let [one, other] = [client, client].map(|client| client.again().unwrap());
         self.repeat(format!("{name}, a new TCP connection"), move |round| ask(&connect(&one, None, target)?, round));
         self.repeat(format!("{name}, new UDP"), move |round| tell(&connected(&other, target)?, round));
@@ -139,16 +136,15 @@ fn tell(socket: &UdpSocket, round: usize) -> Result<()> {
 
 #[test]
 fn nothing_is_lost_while_programs_are_exchanged() {
-    exchange(true, |_| ROOM);
+    exchange(|_| ROOM);
 }
 
-/// One that begins in that very moment may be: see ebpf/README.md.
 #[test]
-fn no_connection_is_lost_while_maps_are_exchanged() {
-    exchange(false, |n| ROOM << n);
+fn nothing_is_lost_while_maps_are_exchanged_for_larger_ones() {
+    exchange(|n| ROOM << n);
 }
 
-fn exchange(new: bool, room: impl Fn(u32) -> u32) {
+fn exchange(room: impl Fn(u32) -> u32) {
     let services = [
         service("elsewhere", "10.96.0.50", 30080, &[("10.244.2.2", "b"), ("10.244.2.3", "b")]),
         service("here", "10.96.0.51", 30081, &[("10.244.1.3", "a")]),
@@ -162,11 +158,11 @@ fn exchange(new: bool, room: impl Fn(u32) -> u32) {
     traffic.serve(&site.a.pods[1], "10.244.1.3:8080");
     traffic.serve(&site.far, OUTSIDE);
     assert!(OUTSIDE.starts_with(&FAR.to_string()));
-    traffic.between("a pod to other nodes' pods", &site.a.pods[0], "10.96.0.50:80", new);
-    traffic.between("a pod to its neighbour", &site.a.pods[0], "10.96.0.51:80", new);
-    traffic.between("a pod to the outside", &site.a.pods[0], OUTSIDE, new);
-    traffic.between("the outside to a pod elsewhere", &site.far, ELSEWHERE, new);
-    traffic.between("the outside to a pod here", &site.far, HERE, new);
+    traffic.between("a pod to other nodes' pods", &site.a.pods[0], "10.96.0.50:80");
+    traffic.between("a pod to its neighbour", &site.a.pods[0], "10.96.0.51:80");
+    traffic.between("a pod to the outside", &site.a.pods[0], OUTSIDE);
+    traffic.between("the outside to a pod elsewhere", &site.far, ELSEWHERE);
+    traffic.between("the outside to a pod here", &site.far, HERE);
     for n in 1..=EXCHANGES {
         traffic.comes_further();
         site.a.restart_with(roomy(room(n))).unwrap();

@@ -145,6 +145,9 @@ impl Connections for Fake {
     fn ports(&self) -> (u16, u16) {
         self.ports
     }
+    fn attempts(&self) -> u32 {
+        24
+    }
     fn translation(&self, tuple: &Tuple) -> Option<&Translation> {
         self.nat.borrow().get(tuple).copied()
     }
