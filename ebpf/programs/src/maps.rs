@@ -213,7 +213,7 @@ impl Connections for Maps {
     /// Each attempt is a way through the program that the verifier goes; in a transition, of two tables.
     #[inline(always)]
     fn attempts(&self) -> u32 {
-        if settings::transition() == transition::NONE { 24 } else { 4 }
+        if settings::transition() == transition::NONE { 24 } else { 16 }
     }
 
     #[inline(always)]
