@@ -10,5 +10,5 @@ mod scale;
 mod traffic;
 
 pub use census::Census;
-pub use scale::{earlier, in_full, scale};
+pub use scale::{earlier, scale};
 pub use traffic::Traffic;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Whether everything is asked for that the project promises.
-pub fn in_full() -> bool {
+fn in_full() -> bool {
     std::env::var_os("LEME_SURVIVAL").is_some_and(|value| value == "full")
 }
 

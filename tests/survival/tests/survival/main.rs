@@ -23,16 +23,13 @@ fn main() -> ExitCode {
     // One cluster, one thing at a time.
     arguments.test_threads = Some(1);
     let session = Session::new(Store::Embedded);
-    let mut ordeals = tests![
+    let ordeals = tests![
         agents::killed_agents_fail_no_request,
+        agents::upgraded_agents_fail_no_request,
         devices::devices_that_flap_come_back_and_disturb_no_other_node,
         pods::pods_that_come_and_go_fail_no_request,
         services::services_that_change_fail_no_request_of_others,
     ];
-    if leme_tests_survival::in_full() {
-        // Known to fail now and then: see "Not there yet" of ebpf/README.md.
-        ordeals.extend(tests![agents::upgraded_agents_fail_no_request]);
-    }
     let mut trials = session.trials(ordeals, ("down_leaves_nothing_behind", down_leaves_nothing_behind));
     trials.extend(leme_tests_survival::earlier().map(|earlier| {
         Trial::test("agents_of_an_earlier_version_are_upgraded", move || {
