@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::server::default_address;
 
 #[derive(Args)]
+// As upstream's: of a flag that is said twice the last counts, so that an administrator's stands against a unit's.
+#[command(args_override_self = true)]
 #[command(after_help = "Examples:
   leme agent --kubeconfig /etc/kubernetes/kubelet.conf                  a node: pods and network
   leme agent --kubeconfig /etc/leme/network.conf --network-only         only CNI and Services")]
@@ -106,7 +108,7 @@ pub(crate) struct Options {
     /// Where containerd looks for network plugins
     #[arg(long, default_value = "/opt/cni/bin")]
     cni_bin_dir: PathBuf,
-    /// The plugin to install there [default: leme-cni beside this binary, if it is]
+    /// The plugin to install there [default: leme-cni beside this binary or in ../libexec/leme]
     #[arg(long)]
     cni_plugin: Option<PathBuf>,
 }
@@ -143,7 +145,6 @@ fn configure(options: Options) -> Result<Config> {
         None => default_address().context("no default route: say --node-ip")?,
     };
     let this = std::env::current_exe().context("cannot find this binary")?;
-    let beside = this.with_file_name("leme-cni");
     let dns = dns_command(&this, address, &options);
     let node_ports = NodePorts::parse(&options.nodeport_addresses);
     let node_ports = node_ports.map_err(|fault| anyhow::anyhow!("--nodeport-addresses: {fault}"))?;
@@ -175,14 +176,21 @@ fn configure(options: Options) -> Result<Config> {
         dns_command: dns,
         cni_conf_dir: options.cni_conf_dir,
         cni_bin_dir: options.cni_bin_dir,
-        cni_plugin: options.cni_plugin.or_else(|| beside.exists().then_some(beside)),
+        cni_plugin: options.cni_plugin.or_else(|| packaged_plugin(&this)),
         ..Config::new(name, address, options.kubeconfig)
     })
 }
 
+/// The plugin that came with this binary: beside it from a build, in libexec from a package.
+fn packaged_plugin(this: &Path) -> Option<PathBuf> {
+    let folder = this.parent()?;
+    let places = [folder.join("leme-cni"), folder.parent()?.join("libexec/leme/leme-cni")];
+    places.into_iter().find(|place| place.is_file())
+}
+
 /// `leme dns` as a process of its own, so that names go on resolving when the agent is gone.
-fn dns_command(this: &std::path::Path, address: IpAddr, options: &Options) -> Vec<String> {
-    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+fn dns_command(this: &Path, address: IpAddr, options: &Options) -> Vec<String> {
+    let path = |path: &Path| path.to_string_lossy().into_owned();
     let flags = [
         ("--kubeconfig", path(&options.kubeconfig)),
         ("--listen", SocketAddr::new(address, 53).to_string()),
@@ -196,4 +204,22 @@ fn dns_command(this: &std::path::Path, address: IpAddr, options: &Options) -> Ve
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() { Err("a label needs a key".to_owned()) } else { Ok((key.to_owned(), value.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plugin_is_found_beside_the_binary_or_where_packages_put_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (binary, libexec) = (root.path().join("bin/leme"), root.path().join("libexec/leme"));
+        assert_eq!(packaged_plugin(&binary), None);
+        std::fs::create_dir_all(&libexec).unwrap();
+        std::fs::write(libexec.join("leme-cni"), "").unwrap();
+        assert_eq!(packaged_plugin(&binary), Some(libexec.join("leme-cni")));
+        std::fs::create_dir(root.path().join("bin")).unwrap();
+        std::fs::write(root.path().join("bin/leme-cni"), "").unwrap();
+        assert_eq!(packaged_plugin(&binary), Some(root.path().join("bin/leme-cni")));
+    }
 }

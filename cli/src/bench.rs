@@ -14,6 +14,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 #[derive(Args)]
+#[command(after_help = "Example:
+  leme bench net --html report.html     the network of the cluster that kubectl talks to")]
 pub(crate) struct Options {
     #[command(subcommand)]
     verb: Verb,

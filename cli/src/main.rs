@@ -6,6 +6,7 @@ mod bench;
 mod bpf;
 mod cluster;
 mod dns;
+mod manual;
 mod output;
 mod server;
 
@@ -43,6 +44,9 @@ enum Command {
     /// Remove a local cluster and every trace of it
     Down(cluster::down::Options),
     /// Show a local cluster's nodes and their processes
+    #[command(after_help = "Examples:
+  leme status              of the cluster leme
+  leme status -o json      for tools")]
     Status(cluster::status::Options),
     /// Enter, stop and start the nodes of a local cluster
     Node(cluster::node::Options),
@@ -68,6 +72,9 @@ enum Command {
     Completion { shell: clap_complete::Shell },
     /// Print the version
     Version,
+    /// Write the man pages (for packages)
+    #[command(hide = true)]
+    Manual(manual::Options),
     /// Hold a local node's processes (started by `up`)
     #[command(hide = true)]
     Supervise(cluster::supervisor::Options),
@@ -105,6 +112,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             clap_complete::generate(shell, &mut Arguments::command(), "leme", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Manual(options) => manual::run(&options, Arguments::command()).map(done),
         Command::Version => {
             println!("leme {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), leme_agent::config::KUBELET_VERSION);
             Ok(ExitCode::SUCCESS)
@@ -212,5 +220,34 @@ mod tests {
     #[test]
     fn every_flag_of_every_command_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn of_a_flag_said_twice_the_last_counts_for_parts_that_units_start() {
+        for part in ["server", "agent"] {
+            let flags = ["leme", part, "--kubeconfig", "a", "--cluster-domain", "one", "--cluster-domain", "two"];
+            let flags = flags.iter().filter(|flag| part == "agent" || !["--kubeconfig", "a"].contains(flag));
+            let matches = Arguments::command().try_get_matches_from(flags).unwrap();
+            let domain = matches.subcommand().unwrap().1.get_one::<String>("cluster_domain").unwrap();
+            assert_eq!(domain, "two", "{part}");
+        }
+    }
+
+    /// Commands of which there is nothing to show but their name.
+    const SELF_EVIDENT: [&str; 1] = ["leme version"];
+
+    #[test]
+    fn every_command_shows_examples() {
+        let mut command = Arguments::command();
+        command.build();
+        assert_eq!(without_examples(&command, "leme"), SELF_EVIDENT);
+    }
+
+    fn without_examples(command: &clap::Command, name: &str) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let shown = help.starts_with("Example") && help.contains(&format!("{name} "));
+        let below = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
+        let below = below.flat_map(|below| without_examples(below, &format!("{name} {}", below.get_name())));
+        (!shown).then(|| name.to_owned()).into_iter().chain(below).collect()
     }
 }

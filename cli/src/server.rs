@@ -10,6 +10,8 @@ use leme_control_plane::{Audit, AuditLimits, Config, Etcd};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
+// As upstream's: of a flag that is said twice the last counts, so that an administrator's stands against a unit's.
+#[command(args_override_self = true)]
 #[command(after_help = "Examples:
   leme server                                          an API server on 6443 with the embedded store
   leme server --etcd-endpoints https://10.0.0.5:2379   with its state in etcd")]

@@ -50,7 +50,14 @@ pub(crate) fn programs() -> Result<()> {
         BpfToolchain::Nightly { linker } => (nightly_cargo(), linker),
         BpfToolchain::Debian { linker } => (debian_cargo(), linker),
     };
-    let flags = ["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned(), format!("-Clinker={}", linker.display())];
+    let flags = [
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        format!("-Clinker={}", linker.display()),
+        // BTF names source files: the same ones on every machine.
+        format!("--remap-path-prefix={}=/leme", place::workspace().display()),
+        format!("--remap-path-prefix={}=/cargo", place::cargo_home().display()),
+    ];
     step::run(
         cargo
             .current_dir(place::workspace())

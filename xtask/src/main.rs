@@ -7,6 +7,7 @@ mod artifacts;
 mod bench;
 mod build;
 mod debian;
+mod dist;
 mod fuzz;
 mod images;
 mod kernels;
@@ -46,6 +47,8 @@ enum Verb {
     Test(test::Options),
     /// Throw hostile packets at the datapath
     Fuzz(fuzz::Options),
+    /// Make what people install: a tarball and a Debian package of the release
+    Dist(dist::Options),
     /// Measure the released build
     #[command(subcommand)]
     Bench(bench::What),
@@ -70,6 +73,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Down => up::down(),
         Verb::Test(options) => test::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Bench(what) => bench::run(&what),
     }
 }

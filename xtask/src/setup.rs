@@ -30,13 +30,15 @@ const NEEDS: &[Need] = &[
     Need { present: || Path::new("/etc/ssl/certs/ca-certificates.crt").exists(), packages: &["ca-certificates"] },
 ];
 
-/// Only the tests look at foreign rules and boot other kernels.
+/// Only the tests look at foreign rules, boot other kernels, and read man pages and units.
 const TEST_NEEDS: &[Need] = &[
     Need { present: || place::on_path("nft").is_some(), packages: &["nftables"] },
     Need { present: || place::on_path("iptables-legacy-save").is_some(), packages: &["iptables"] },
     Need { present: || place::on_path("ip").is_some(), packages: &["iproute2"] },
     Need { present: || place::on_path("curl").is_some(), packages: &["curl"] },
     Need { present: || place::on_path("strace").is_some(), packages: &["strace"] },
+    Need { present: || place::on_path("mandoc").is_some(), packages: &["mandoc"] },
+    Need { present: || place::on_path("systemd-analyze").is_some(), packages: &["systemd"] },
 ];
 
 /// The oldest kernel the programs load on.

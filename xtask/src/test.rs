@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Artifacts, Runner};
 use crate::step::{self, command, require_root, say};
-use crate::{build, images, kernels, place, registry, setup};
+use crate::{build, dist, images, kernels, place, registry, setup};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -33,21 +33,24 @@ enum Suite {
     Kernels,
     /// Real clusters with the real kubectl
     Cluster,
+    /// The packages: installed, upgraded and purged in a copy of this machine
+    Dist,
     /// A cluster that much happens to while clients go on asking: LEME_SURVIVAL=full for all of it
     Survival,
 }
 
 /// Test packages that are suites of their own; all others are units.
-const SUITES: [(Suite, &str); 5] = [
+const SUITES: [(Suite, &str); 6] = [
     (Suite::Packets, "tests/packets"),
     (Suite::Cni, "tests/cni"),
     (Suite::Kernels, "tests/kernels"),
+    (Suite::Dist, "tests/package"),
     (Suite::Cluster, "tests/cluster"),
     (Suite::Survival, "tests/survival"),
 ];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let all = [Suite::Unit, Suite::Packets, Suite::Cni, Suite::Kernels, Suite::Cluster, Suite::Survival];
+    let all = [Suite::Unit, Suite::Packets, Suite::Cni, Suite::Dist, Suite::Kernels, Suite::Cluster, Suite::Survival];
     let suites = if options.suites.is_empty() { &all[..] } else { &options.suites };
     require_root("testing the data path")?;
     setup::for_tests()?;
@@ -74,6 +77,7 @@ impl Suite {
             Suite::Packets => "packets",
             Suite::Cni => "cni",
             Suite::Kernels => "kernels",
+            Suite::Dist => "dist",
             Suite::Cluster => "cluster",
             Suite::Survival => "survival",
         }
@@ -84,6 +88,7 @@ impl Suite {
             Suite::Unit => say("Unit tests, and the stores' contract on both engines"),
             Suite::Packets => say("Packets through the programs in the kernel"),
             Suite::Cni => say("The CNI plugin against an agent's server"),
+            Suite::Dist => say("Packages: installed, upgraded and purged in a copy of this machine"),
             Suite::Kernels => {
                 kernels::fetch()?;
                 say("The programs on other kernels");
@@ -145,6 +150,9 @@ impl Suite {
             .env("LEME_KUBECTL", setup::kubectl()?)
             .env("LEME_KERNELS", kernels::folders()?)
             .env("LEME_TEST_MIRRORS", registry::mirror_arguments().join(" "));
+        if self == Suite::Dist {
+            command.envs(dist::pack_for_tests(artifacts.program("leme")?, artifacts.program("leme-cni")?)?);
+        }
         if self == Suite::Kernels {
             // The machines run the packet tests as they are.
             let tests = artifacts.runners(|runner| Suite::Packets.holds(runner));

@@ -108,9 +108,8 @@ fn may_lower_oom_score() -> bool {
 
 /// Overlays cannot lie on overlays: inside a container the plain copy is what works.
 fn snapshotter(folder: &str) -> &'static str {
-    const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
     match nix::sys::statfs::statfs(folder) {
-        Ok(stat) if stat.filesystem_type().0 == OVERLAYFS_MAGIC => "native",
+        Ok(stat) if stat.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC => "native",
         _ => "overlayfs",
     }
 }

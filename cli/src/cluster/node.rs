@@ -53,6 +53,8 @@ enum Verb {
         node: String,
     },
     /// List the nodes and how they are
+    #[command(after_help = "Example:
+  leme node list -o json")]
     List(status::Options),
 }
 
