@@ -15,11 +15,11 @@ pub mod node;
 mod objects;
 pub mod pods;
 pub mod runtime;
+mod servers;
 mod services;
 mod volumes;
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -36,7 +36,8 @@ use runtime::Cri;
 /// Runs the node until `shutdown`; an error is something that no retry would mend.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
-    let client = client(&config.kubeconfig).await?;
+    let (client, servers) = client(&config).await?;
+    tokio::spawn(servers.follow(client.clone(), shutdown.clone()));
     let events = events::Recorder::start(client.clone(), config.node_name.clone());
     let network = start_network(&config, &client, &events, &shutdown)?;
     if !config.dns_command.is_empty() {
@@ -172,7 +173,8 @@ fn words(status: &network::Status) -> Option<String> {
     }
 }
 
-async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+async fn client(config: &Config) -> anyhow::Result<(kube::Client, servers::Servers)> {
+    let (kubeconfig, servers) = (&config.kubeconfig, config.root_dir.join("servers.json"));
     let text = kube::config::Kubeconfig::read_from(kubeconfig);
     let text = text.with_context(|| format!("reading the kubeconfig {}", kubeconfig.display()))?;
     let options = kube::config::KubeConfigOptions::default();
@@ -181,5 +183,7 @@ async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     // The owner of the fields that this node writes.
     let agent = http::HeaderValue::from_static(concat!("kubelet/leme-", env!("CARGO_PKG_VERSION")));
     config.headers.push((http::header::USER_AGENT, agent));
-    kube::Client::try_from(config).context("making a client of the API server")
+    let servers = servers::Servers::load(&config.cluster_url, servers);
+    let client = servers::client(&config, servers.clone()).context("making a client of the API servers")?;
+    Ok((client, servers))
 }
