@@ -16,7 +16,10 @@ pub mod resources;
 mod server;
 
 use std::{
+    fs::File,
+    io::Read,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::FileExt,
     path::PathBuf,
     sync::Arc,
 };
@@ -220,6 +223,10 @@ async fn run_controllers(app: &Arc<App>, config: &Config, authority: pki::Author
     if config.etcd.is_none() {
         return leme_controllers::run(make_client, options, signer, shutdown).await;
     }
+    let candidacy = match Candidacy::take(config) {
+        Ok(candidacy) => candidacy,
+        Err(error) => return tracing::error!("this server stands in no election: {error:#}"),
+    };
     let within = |term: &Term| -> MakeClient {
         let (make_client, term) = (make_client.clone(), term.clone());
         Arc::new(move |user: &str| term.client(make_client(user)))
@@ -229,16 +236,49 @@ async fn run_controllers(app: &Arc<App>, config: &Config, authority: pki::Author
     let scheduler = |term: Term| leme_controllers::run_scheduler(within(&term), term.over());
     let manager = make_client(leme_controllers::CONTROLLER_MANAGER);
     tokio::join!(
-        election::lead(manager, election("kube-controller-manager"), shutdown.clone(), controllers),
-        election::lead(make_client(leme_controllers::SCHEDULER), election("kube-scheduler"), shutdown, scheduler),
+        election::lead(manager, candidacy.election("kube-controller-manager"), shutdown.clone(), controllers),
+        election::lead(
+            make_client(leme_controllers::SCHEDULER),
+            candidacy.election("kube-scheduler"),
+            shutdown,
+            scheduler
+        ),
     );
 }
 
-/// This server stands under upstream's form of a name.
-fn election(name: &'static str) -> Election {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let identity = format!("{}_{}", host.trim(), uuid::Uuid::new_v4());
-    Election { name, identity, times: election::Times::default() }
+/// Who this server is in elections, in upstream's form `<host>_<uuid>`. It is the same as long as no other process uses
+/// the data directory: what a predecessor that was killed still holds is this one's at once.
+struct Candidacy {
+    identity: String,
+    /// Locked until the last use of the identity.
+    _lock: File,
+}
+
+impl Candidacy {
+    fn take(config: &Config) -> Result<Self> {
+        let path = config.data_dir.join("server-id");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = file.with_context(|| format!("open {}", path.display()))?;
+        let own = file.try_lock().is_ok();
+        let mut line = String::new();
+        if own {
+            file.read_to_string(&mut line).with_context(|| format!("read {}", path.display()))?;
+        }
+        // A copy of the directory under another address is another server.
+        let address = config.advertise.to_string();
+        let known = line.split_once(' ').filter(|(id, at)| uuid::Uuid::parse_str(id).is_ok() && *at == address);
+        let id = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), |(id, _)| id.to_owned());
+        if own && known.is_none() {
+            let write = file.set_len(0).and_then(|()| file.write_all_at(format!("{id} {address}").as_bytes(), 0));
+            write.with_context(|| format!("write {}", path.display()))?;
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Ok(Self { identity: format!("{}_{id}", host.trim()), _lock: file })
+    }
+
+    fn election(&self, name: &'static str) -> Election {
+        Election { name, identity: self.identity.clone(), times: election::Times::default() }
+    }
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {

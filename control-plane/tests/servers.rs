@@ -47,7 +47,7 @@ struct Server {
     shutdown: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
     runtime: Option<Runtime>,
-    directory: TempDir,
+    directory: Option<TempDir>,
 }
 
 impl Server {
@@ -55,8 +55,12 @@ impl Server {
     async fn start(etcd: &etcd_server::Server, number: u8, first: Option<&Server>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         if let Some(first) = first {
-            share_pki(first.directory.path(), directory.path());
+            share_pki(first.directory.as_ref().unwrap().path(), directory.path());
         }
+        Self::start_in(etcd, number, directory).await
+    }
+
+    async fn start_in(etcd: &etcd_server::Server, number: u8, directory: TempDir) -> Self {
         let (address, shutdown, task, runtime) = spawn(etcd, number, directory.path());
         let address = address.await.unwrap();
         let text = std::fs::read_to_string(directory.path().join("admin.kubeconfig")).unwrap();
@@ -65,7 +69,13 @@ impl Server {
         let mut config = ClientConfig::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
         config.read_timeout = Some(Duration::from_secs(15));
         config.default_retry = false;
-        Self { client: Client::try_from(config).unwrap(), shutdown, task, runtime: Some(runtime), directory }
+        Self {
+            client: Client::try_from(config).unwrap(),
+            shutdown,
+            task,
+            runtime: Some(runtime),
+            directory: Some(directory),
+        }
     }
 
     async fn stop(mut self) {
@@ -73,9 +83,11 @@ impl Server {
         (&mut self.task).await.unwrap().unwrap();
     }
 
-    /// kill -9
-    fn die(mut self) {
-        self.runtime.take().unwrap().shutdown_background();
+    /// kill -9; what it leaves on disk.
+    fn die(mut self) -> TempDir {
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::block_in_place(|| runtime.shutdown_timeout(Duration::from_secs(5)));
+        self.directory.take().unwrap()
     }
 
     fn api<K>(&self) -> Api<K>
@@ -207,6 +219,19 @@ async fn one_server_leads_another_follows_and_the_kubernetes_service_names_those
     controllers_work(&second, "two").await;
     third.die();
     wait_for_addresses(&second, &["192.0.2.2"], Duration::from_secs(25)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_that_is_started_again_leads_at_once() {
+    let Some(etcd) = etcd_server::Server::start().await else { return };
+    let first = Server::start(&etcd, 1, None).await;
+    let before = eventually("somebody leads", SOON, async || holders(&first).await).await;
+    let directory = first.die();
+    let second = Server::start_in(&etcd, 1, directory).await;
+    let told = Instant::now();
+    controllers_work(&second, "again").await;
+    assert!(told.elapsed() < Duration::from_secs(8), "it waited for its own lease");
+    assert_eq!(holders(&second).await.unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -212,7 +212,7 @@ impl Candidate {
         let same = before.holder_identity.as_deref() == Some(&self.election.identity);
         let transitions = before.lease_transitions.unwrap_or_default();
         let name = ObjectMeta { name: Some(self.election.name.into()), ..ObjectMeta::default() };
-        let mut lease = current.cloned().unwrap_or_else(|| Lease { metadata: name, spec: None });
+        let mut lease = current.cloned().unwrap_or(Lease { metadata: name, spec: None });
         lease.spec = Some(LeaseSpec {
             acquire_time: if same { before.acquire_time } else { now.clone() },
             holder_identity: Some(self.election.identity.clone()),
