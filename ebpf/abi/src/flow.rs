@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 /// One direction of a connection. ICMP echo uses its identifier as the requester's port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "equal is what has the same bytes, either way")]
 pub struct Tuple {
     pub src: Addr,
     pub dst: Addr,

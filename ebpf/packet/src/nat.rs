@@ -103,6 +103,11 @@ fn holds(tables: &impl Connections, reverse: &Tuple, original: &Tuple) -> bool {
 #[inline(always)]
 fn touch(connection: &mut Conntrack, packet: &Packet, forward: bool, now: u64) {
     let side = usize::from(!forward);
+    if forward && packet.opens() && connection.state >= ConntrackState::Closing as u8 {
+        // The same tuple again: nothing of its former life counts.
+        connection.state = ConntrackState::New as u8;
+        connection.tcp_flags = [0; 2];
+    }
     connection.packets[side & 1] += 1;
     connection.bytes[side & 1] += u64::from(packet.length);
     connection.tcp_flags[side & 1] |= packet.tcp_flags;

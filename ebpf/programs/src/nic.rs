@@ -9,6 +9,7 @@ use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
 use leme_abi::Direction;
 
 #[classifier]
+#[inline(always)]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
     if !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;
@@ -23,6 +24,7 @@ pub fn nic_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub fn nic_egress(ctx: TcContext) -> i32 {
     if is_done(&ctx) || !is_ipv4(&ctx) {
         return TC_ACT_OK as i32;

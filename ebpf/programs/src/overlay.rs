@@ -15,6 +15,7 @@ use core::mem::zeroed;
 use leme_abi::{Direction, DropReason};
 
 #[classifier]
+#[inline(always)]
 pub fn overlay_egress(ctx: TcContext) -> i32 {
     if is_done(&ctx) {
         return TC_ACT_OK as i32;
@@ -33,6 +34,7 @@ pub fn overlay_egress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub fn overlay_ingress(ctx: TcContext) -> i32 {
     if !is_ipv4(&ctx) || !is_our_network(&ctx) {
         count(DropReason::Tunnel, Direction::Ingress, ctx.len());

@@ -212,6 +212,23 @@ fn whoever_lost_its_port_and_opens_again_does_not_harm_its_heir() {
     assert_eq!(walk(&tables, nic_ingress, &answer(&again, ACK)).1.dst, addr("10.244.1.2"));
 }
 
+/// Where no other backend can be chosen the translation stays; the connection is a new one nevertheless.
+#[test]
+fn a_tuple_that_is_opened_again_lives_as_long_as_any_other() {
+    let tables = Fake::new();
+    let from = |flags| tcp("10.89.0.11", 40000, "10.244.2.9", 443, flags);
+    let out = walk(&tables, overlay_egress, &from(SYN)).1;
+    for flags in [[FIN, FIN], [RST, 0]] {
+        walk(&tables, overlay_egress, &from(ACK | flags[0]));
+        walk(&tables, overlay_ingress, &answer(&out, ACK | flags[1]));
+        assert_eq!(walk(&tables, overlay_egress, &from(SYN)).1, out);
+        walk(&tables, overlay_ingress, &answer(&out, SYN | ACK));
+        let connections = tables.conntrack.borrow();
+        let connection = connections.values().next().unwrap();
+        assert_eq!(connection.state, leme_abi::ConntrackState::Established as u8, "{flags:?}");
+    }
+}
+
 #[test]
 fn a_service_missed_by_the_socket_is_resolved_per_packet() {
     let mut tables = Fake::new();

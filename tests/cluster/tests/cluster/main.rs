@@ -11,6 +11,7 @@ mod nodes;
 mod pods;
 mod refusals;
 mod rollout;
+mod security;
 mod semantics;
 mod services;
 mod streams;
@@ -118,6 +119,10 @@ fn on_the_embedded_store() -> Vec<Test> {
         refusals::a_taken_node_port_is_refused,
         refusals::an_unknown_image_shows_on_the_pod,
         refusals::a_pod_that_does_not_fit_says_why,
+        security::nothing_listens_that_is_not_known,
+        security::who_has_no_credentials_reads_health_and_the_version,
+        security::a_pod_reaches_nothing_with_its_own_token,
+        security::a_node_reads_and_writes_what_is_its_own,
         traces::no_packet_filter_rule_is_written,
         traces::the_product_has_no_tools_to_call,
         nodes::up_of_a_running_cluster_adds_a_node,
