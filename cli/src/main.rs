@@ -9,6 +9,7 @@ mod dns;
 mod manual;
 mod output;
 mod server;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -56,6 +57,8 @@ enum Command {
     Kubeconfig(cluster::kubeconfig::Options),
     /// Run the control plane: API server, controllers and scheduler
     Server(server::Options),
+    /// Snapshots of a server's state, the way back, and the way to another store
+    Store(store::Options),
     /// Run a node: kubelet and network
     Agent(agent::Options),
     /// Run a node's name server
@@ -103,6 +106,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Image(options) => small_runtime()?.block_on(cluster::image::run(options)).map(done),
         Command::Kubeconfig(options) => cluster::kubeconfig::run(&options).map(done),
         Command::Server(options) => serve(|shutdown| server::run(options, shutdown)),
+        Command::Store(options) => small_runtime()?.block_on(store::run(options)).map(done),
         Command::Agent(options) => serve_small(|shutdown| agent::run(options, shutdown)),
         Command::Dns(options) => serve_small(|shutdown| dns::run(options, shutdown)),
         Command::Bpf(options) => bpf::run(&options).map(done),

@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use ipnetwork::IpNetwork;
+use leme_control_plane::snapshots::Schedule;
 use leme_control_plane::{Audit, AuditLimits, Config, Etcd};
 use tokio_util::sync::CancellationToken;
 
@@ -28,18 +30,14 @@ pub(crate) struct Options {
     /// Certificates, the admin's kubeconfig and the embedded store
     #[arg(long, default_value = "/var/lib/leme/server")]
     data_dir: PathBuf,
-    /// Keep the state in this etcd instead of the embedded store
-    #[arg(long, value_delimiter = ',', value_name = "URL")]
-    etcd_endpoints: Vec<String>,
-    /// Authority of etcd's certificate
-    #[arg(long, value_name = "FILE")]
-    etcd_cafile: Option<PathBuf>,
-    /// Client certificate for etcd
-    #[arg(long, value_name = "FILE")]
-    etcd_certfile: Option<PathBuf>,
-    /// Key of that certificate
-    #[arg(long, value_name = "FILE")]
-    etcd_keyfile: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdFlags,
+    /// Hours between the snapshots that the server takes into <data-dir>/snapshots; 0: none
+    #[arg(long, value_name = "HOURS", default_value_t = 12)]
+    snapshot_interval: u32,
+    /// How many of them are kept
+    #[arg(long, value_name = "SNAPSHOTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    snapshot_retention: u32,
     /// Which kinds are sealed in the store and with which keys; read again when it changes [default: secrets, with a key
     /// of the server's own]
     #[arg(long, value_name = "FILE")]
@@ -79,6 +77,34 @@ pub(crate) struct Options {
     no_controllers: bool,
 }
 
+/// Which etcd, in upstream's words.
+#[derive(Args)]
+pub(crate) struct EtcdFlags {
+    /// Keep the state in this etcd instead of the embedded store
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+    /// Authority of etcd's certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE")]
+    etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_keyfile: Option<PathBuf>,
+}
+
+impl EtcdFlags {
+    pub(crate) fn configure(self) -> Option<Etcd> {
+        (!self.etcd_endpoints.is_empty()).then_some(Etcd {
+            endpoints: self.etcd_endpoints,
+            ca_file: self.etcd_cafile,
+            cert_file: self.etcd_certfile,
+            key_file: self.etcd_keyfile,
+        })
+    }
+}
+
 pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let ready = |address: SocketAddr| tracing::info!(%address, "serving");
     leme_control_plane::run(configure(options)?, ready, shutdown).await
@@ -89,11 +115,9 @@ fn configure(options: Options) -> Result<Config> {
         Some(address) => address,
         None => default_address().context("no default route: say --advertise-address")?,
     };
-    let etcd = (!options.etcd_endpoints.is_empty()).then_some(Etcd {
-        endpoints: options.etcd_endpoints,
-        ca_file: options.etcd_cafile,
-        cert_file: options.etcd_certfile,
-        key_file: options.etcd_keyfile,
+    let snapshots = (options.snapshot_interval > 0).then(|| Schedule {
+        interval: Duration::from_secs(3600 * u64::from(options.snapshot_interval)),
+        retention: options.snapshot_retention as usize,
     });
     let audit = options.audit_policy_file.zip(options.audit_log_path).map(|(policy, log)| Audit {
         policy,
@@ -106,7 +130,8 @@ fn configure(options: Options) -> Result<Config> {
     });
     Ok(Config {
         bind: SocketAddr::new(options.bind_address, options.secure_port),
-        etcd,
+        etcd: options.etcd.configure(),
+        snapshots,
         audit,
         encryption: options.encryption_provider_config,
         service_cidr: options.service_cluster_ip_range,

@@ -14,6 +14,7 @@ mod masters;
 pub mod pki;
 pub mod resources;
 mod server;
+pub mod snapshots;
 
 use std::{
     fs::File,
@@ -60,6 +61,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// More names and addresses for the serving certificate.
     pub extra_names: Vec<String>,
+    /// `None`: no snapshots but those that somebody takes.
+    pub snapshots: Option<snapshots::Schedule>,
     /// The controllers and the scheduler, too.
     pub run_controllers: bool,
 }
@@ -78,6 +81,11 @@ impl Etcd {
     /// Whether it answers: for whoever wants to know before a server depends on it.
     pub async fn check(&self) -> Result<()> {
         self.open().await.map(drop)
+    }
+
+    /// Gives the disk space of forgotten revisions back, one member after the other.
+    pub async fn defragment(&self) -> Result<()> {
+        Ok(self.open().await?.defragment().await?)
     }
 
     async fn open(&self) -> Result<leme_store::etcd::Etcd> {
@@ -122,6 +130,7 @@ impl Config {
             node_ports: (30000, 32767),
             cluster_domain: "cluster.local".into(),
             extra_names: Vec::new(),
+            snapshots: Some(snapshots::Schedule::default()),
             run_controllers: true,
         }
     }
@@ -134,6 +143,10 @@ impl Config {
     /// The `kube-dns` Service: the tenth, as kubeadm.
     pub fn dns_address(&self) -> IpAddr {
         self.service_address(10)
+    }
+
+    fn location(&self) -> snapshots::Location {
+        snapshots::Location { data_dir: self.data_dir.clone(), etcd: self.etcd.clone() }
     }
 
     fn service_address(&self, offset: u8) -> IpAddr {
@@ -157,6 +170,9 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr), shutdown: Cance
     app.set_ready();
     ready(address);
     let upkeep = tokio::spawn(bootstrap::upkeep(app.clone(), address.port(), shutdown.clone()));
+    if let Some(schedule) = config.snapshots {
+        tokio::spawn(config.location().keep(schedule, shutdown.clone()));
+    }
     if config.run_controllers {
         run_controllers(&app, &config, authority, shutdown.clone()).await;
     }
@@ -282,13 +298,15 @@ impl Candidacy {
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
-    Ok(match &config.etcd {
-        None => Arc::new(leme_store::embedded::Embedded::open(config.data_dir.join("state.db"))?),
+    let store: Arc<dyn Store> = match &config.etcd {
+        None => Arc::new(leme_store::embedded::Embedded::open(config.location().database())?),
         Some(etcd) => {
             let at = || format!("etcd at {} does not serve us", etcd.endpoints.join(","));
             Arc::new(etcd.open().await.with_context(at)?)
         }
-    })
+    };
+    snapshots::usable(&*store).await?;
+    Ok(store)
 }
 
 /// `admin.kubeconfig`: rewritten on every start, so it always names this server and holds a fresh certificate.

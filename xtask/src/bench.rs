@@ -9,6 +9,7 @@ mod memory;
 mod net;
 mod programs;
 mod smoke;
+mod store;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -19,11 +20,14 @@ pub(crate) enum What {
     Smoke(smoke::Options),
     /// The datapath beside rules of iptables and nftables, a plain bridge and pods' own addresses; some twenty minutes
     Net(net::Options),
+    /// The embedded store beside etcd with one, fifty and five hundred clients; under three minutes
+    Store(store::Options),
 }
 
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Smoke(options) => smoke::run(options),
         What::Net(options) => net::run(options),
+        What::Store(options) => store::run(options),
     }
 }

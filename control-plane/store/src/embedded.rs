@@ -9,7 +9,7 @@
 //! Reads of the present never touch the disk. Reads of the past and the replay of a watch do (`disk`, which has
 //! the byte-level layout), on connections of their own, beside the writer.
 
-mod disk;
+pub(crate) mod disk;
 mod writer;
 
 use std::{
@@ -28,7 +28,10 @@ use self::{
     disk::{Change, Past},
     writer::{Command, Writer},
 };
-use crate::{Error, Event, Key, Outcome, Page, Record, Revision, Store, Transaction, Watch};
+use crate::{
+    Error, Event, Key, Outcome, Page, Record, Revision, Store, Transaction, Watch,
+    transfer::{self, Content, Target},
+};
 
 /// Transactions that a watcher may be behind before it is cut.
 const WATCH_BUFFER: usize = 8192;
@@ -113,6 +116,25 @@ impl Embedded {
         })
     }
 
+    /// A new store whose first revision comes after this one. Its history before that counts as forgotten.
+    pub(crate) fn open_after(path: &Path, revision: Revision) -> Result<Self, OpenError> {
+        disk::create(path, revision)?;
+        Self::open(path)
+    }
+
+    /// Everything to be transferred, and the newest revision.
+    pub fn contents(&self) -> (Vec<Content>, Revision) {
+        let present = self.read().present.clone();
+        let now = writer::unix_seconds();
+        let content = |entry: &Entry| Content {
+            record: entry.record.clone(),
+            // What is due goes a second from now: zero would keep it for ever.
+            lifetime: entry.expires.map(|due| u32::try_from(due.saturating_sub(now)).unwrap_or(u32::MAX).max(1)),
+        };
+        let entries = present.entries.values().filter(|entry| entry.record.key.starts_with(transfer::PREFIX));
+        (entries.map(content).collect(), present.revision)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Shared> {
         self.shared.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,6 +165,15 @@ impl Embedded {
             Ok(page)
         })
         .await
+    }
+}
+
+#[async_trait]
+impl Target for Embedded {
+    /// One that was made for a transfer begins late enough.
+    async fn advance(&self, to: Revision) -> Result<(), Error> {
+        let newest = self.read().present.revision;
+        if newest >= to { Ok(()) } else { Err(Error::Future { wanted: to, newest }) }
     }
 }
 

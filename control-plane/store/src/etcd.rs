@@ -11,7 +11,7 @@
 //! Keys that expire share etcd leases: one lease per lifetime and short span of time, not one per key.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,12 +23,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue, KvClient,
-    TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
+    SnapshotStreaming, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
 };
 use futures::{StreamExt, stream};
 use tokio::sync::watch;
 
-use crate::{Condition, Error, Event, Key, Operation, Outcome, Page, Record, Revision, Store, Transaction, Watch};
+use crate::{
+    Condition, Error, Event, Key, Operation, Outcome, Page, Record, Revision, Store, Transaction, Watch,
+    transfer::{self, Content},
+};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// While nothing has been answered since the last timeout: a request is several calls, and its client waits for them all.
@@ -41,6 +44,8 @@ const RETRY: Duration = Duration::from_millis(200);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Idle watches ask where the store is this often.
 const PROGRESS: Duration = Duration::from_secs(5);
+/// Keys that are read at a time where all are.
+const CONTENTS_PAGE: i64 = 500;
 /// Keys on one lease at most.
 const LEASE_KEYS: u32 = 1000;
 /// A lease is handed out for a twentieth of its lifetime, a minute at most, and lives as much longer.
@@ -238,6 +243,68 @@ impl Store for Etcd {
             Err(error) if is_future(&error) => Err(Error::Future { wanted: revision, newest: self.revision().await? }),
             result => result.map(drop),
         }
+    }
+}
+
+/// For whoever looks after a store, not for its users.
+impl Etcd {
+    /// Everything to be transferred with its lifetimes, and the newest revision, at which it was so.
+    pub async fn contents(&self) -> Result<(Vec<Content>, Revision), Error> {
+        let end = end_of(transfer::PREFIX);
+        let (mut contents, mut leases) = (Vec::new(), Vec::new());
+        let (mut start, mut at) = (transfer::PREFIX.as_bytes().to_vec(), 0);
+        loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(CONTENTS_PAGE).with_revision(at);
+            let ask = |mut kv: KvClient| {
+                let (start, options) = (start.clone(), options.clone());
+                async move { kv.get(start, Some(options)).await }
+            };
+            let mut page = self.read("list", transfer::PREFIX, ask).await?;
+            at = if at == 0 { page.header().map_or(0, |header| header.revision()) } else { at };
+            for pair in page.take_kvs() {
+                start = [pair.key(), &b"\0"[..]].concat();
+                leases.push(pair.lease());
+                contents.push(Content { record: record(pair), lifetime: None });
+            }
+            if !page.more() {
+                break;
+            }
+        }
+        let mut lifetimes = HashMap::new();
+        for (content, lease) in contents.iter_mut().zip(leases).filter(|(_, lease)| *lease != 0) {
+            if let Entry::Vacant(unknown) = lifetimes.entry(lease) {
+                unknown.insert(self.lifetime(lease).await?);
+            }
+            content.lifetime = lifetimes.get(&lease).copied();
+        }
+        Ok((contents, Revision(at as u64)))
+    }
+
+    /// Of a lease that is over by now: one second.
+    async fn lifetime(&self, lease: i64) -> Result<u32, Error> {
+        let ask = |client: Client| async move { client.lease_client().time_to_live(lease, None).await };
+        let answer = self.members.call("read a lease of", "etcd", |_| true, ask).await?;
+        Ok(u32::try_from(answer.ttl()).unwrap_or_default().max(1))
+    }
+
+    /// The database of one member, as etcdctl saves it.
+    pub(crate) async fn snapshot(&self) -> Result<SnapshotStreaming, Error> {
+        let ask = |client: Client| async move { client.maintenance_client().snapshot().await };
+        self.members.call("copy", "etcd", |_| true, ask).await
+    }
+
+    /// Gives the disk space of forgotten revisions back. A member answers nothing meanwhile: so one after the other, and
+    /// only while all are there.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let failed = |error: etcd_client::Error| unavailable("defragment", "etcd", &error);
+        for (number, client) in self.members.clients.iter().enumerate() {
+            for member in &self.members.clients {
+                member.maintenance_client().status().await.map_err(failed)?;
+            }
+            self.members.leave(number);
+            client.maintenance_client().defragment().await.map_err(failed)?;
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,8 @@
 pub mod cache;
 pub mod embedded;
 pub mod etcd;
+pub mod snapshot;
+pub mod transfer;
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -13,6 +13,7 @@ mod pods;
 mod ready;
 mod serve;
 mod services;
+mod store;
 
 use anyhow::Result;
 use clap::Parser;
@@ -35,6 +36,8 @@ enum Verb {
     Net(net::Options),
     /// A node's agent with many Services: memory and processor time
     Agent(agent::Options),
+    /// The embedded store beside etcd
+    Store(store::Options),
     /// Load what standard input says, inside a node of `net`
     Client(net::worker::Options),
 }
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
         Verb::Serve(options) => serve::run(&options),
         Verb::Agent(options) => wait(agent::run(options)),
         Verb::Net(options) => net::run(&options),
+        Verb::Store(options) => store::run(&options),
         Verb::Client(options) => net::worker::run(&options),
     }
 }

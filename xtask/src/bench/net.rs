@@ -121,7 +121,7 @@ fn measure_agent(programs: &Programs, options: &Options) -> Result<Vec<Measureme
 }
 
 /// What a measuring program prints; what it says besides is shown as it comes.
-fn lines_of(mut program: Command) -> Result<Vec<Measurement>> {
+pub(super) fn lines_of(mut program: Command) -> Result<Vec<Measurement>> {
     let mut child = program.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start leme-bench")?;
     let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
     let measured = lines.map(|line| measurement::parse(&line?)).collect::<Result<Vec<_>>>();
@@ -150,7 +150,7 @@ fn write_page(options: &Options, machine: &Machine, rows: &[Row], path: &Path) -
 }
 
 /// The command again, without what only says where results come from or go.
-fn repeating(arguments: impl Iterator<Item = String>) -> String {
+pub(super) fn repeating(arguments: impl Iterator<Item = String>) -> String {
     let mut kept = Vec::new();
     let mut dropping = false;
     for argument in arguments {

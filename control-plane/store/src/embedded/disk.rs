@@ -104,7 +104,7 @@ pub(super) struct Loaded {
 }
 
 /// A lock file beside the database: SQLite's own locks would keep out our readers too.
-pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+pub(crate) fn lock(path: &Path) -> Result<File, OpenError> {
     let beside = PathBuf::from(format!("{}.lock", path.display()));
     let file = File::create(&beside).map_err(|error| open_error(&beside, &error))?;
     match file.try_lock() {
@@ -235,6 +235,61 @@ pub(super) fn oldest(connection: &Connection) -> rusqlite::Result<Option<Revisio
     Ok(change.flatten().map(|change| Change(change).revision()))
 }
 
+/// The lowest revision after this one that has a row.
+pub(super) fn next_after(connection: &Connection, revision: Revision) -> rusqlite::Result<Option<Revision>> {
+    let query = "SELECT MIN(change) FROM objects WHERE change >= ?1";
+    let change: Option<i64> = connection.query_row(query, [Change::after(revision).0], |row| row.get(0))?;
+    Ok(change.map(|change| Change(change).revision()))
+}
+
+/// A new store that has forgotten everything up to `revision`.
+pub(super) fn create(path: &Path, revision: Revision) -> Result<(), OpenError> {
+    let (connection, _) = open(path)?;
+    mark_compacted(&connection, revision).map_err(|error| judge(path, &error))
+}
+
+/// The newest revision of a store, if there is one and it can tell.
+pub(crate) fn newest(path: &Path) -> Option<Revision> {
+    let connection = read_only(path).ok()?;
+    load(&connection).ok().map(|loaded| loaded.present.revision)
+}
+
+/// The whole store as one file, whoever has it open.
+pub(crate) fn copy(from: &Path, to: &Path) -> rusqlite::Result<()> {
+    read_only(from)?.execute("VACUUM INTO ?1", [to.to_string_lossy()]).map(drop)
+}
+
+/// Ends write-ahead logging: what stands beside the file is in it.
+pub(crate) fn fold(path: &Path) -> rusqlite::Result<()> {
+    Connection::open(path)?.query_row("PRAGMA journal_mode=DELETE", [], |_| Ok(()))
+}
+
+/// Whether the file is a sound store; it goes on at the revision that `ahead` names, with its history forgotten.
+pub(crate) fn restart(path: &Path, ahead: impl FnOnce(Revision) -> Revision) -> Result<Revision, String> {
+    let sqlite = |error: rusqlite::Error| error.to_string();
+    let connection = Connection::open(path).map_err(sqlite)?;
+    let number = |query| connection.query_row(query, [], |row| row.get::<_, i64>(0)).map_err(sqlite);
+    let (application, layout) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
+    if (application, layout) != (APPLICATION_ID, LAYOUT) {
+        return Err(format!("it is no store of this version (application {application:#x}, layout {layout})"));
+    }
+    let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(sqlite)?;
+    if verdict != "ok" {
+        return Err(verdict);
+    }
+    let revision = ahead(load(&connection).map_err(sqlite)?.present.revision);
+    mark_compacted(&connection, revision).map_err(sqlite)?;
+    connection.query_row("PRAGMA journal_mode=DELETE", [], |_| Ok(())).map_err(sqlite)?;
+    Ok(revision)
+}
+
+fn read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    Ok(connection)
+}
+
 /// Keys under `prefix` greater than `after`.
 pub(super) struct Query {
     start: String,
@@ -325,10 +380,7 @@ impl Past {
     }
 
     fn connect(&self) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
-        Ok(connection)
+        read_only(&self.path)
     }
 }
 

@@ -209,7 +209,13 @@ impl Writer {
         if self.forgotten >= self.compacted {
             return;
         }
-        let to = Revision((self.forgotten.0 + COMPACT_STEP).min(self.compacted.0));
+        // A store that was restored or filled begins far beyond its oldest rows.
+        let next = match disk::next_after(&self.connection, self.forgotten) {
+            Ok(next) => next.unwrap_or(self.compacted),
+            Err(_) => Revision(self.forgotten.0 + 1),
+        };
+        let from = next.0.saturating_sub(1).max(self.forgotten.0);
+        let to = Revision((from + COMPACT_STEP).min(self.compacted.0));
         match disk::forget(&mut self.connection, self.forgotten, to) {
             Ok(()) => self.forgotten = to,
             Err(error) => {
@@ -327,6 +333,6 @@ fn unavailable(action: &'static str, error: &rusqlite::Error) -> Error {
     Error::Unavailable { action, subject: "the embedded store".to_owned(), reason: disk::reason(error) }
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
