@@ -76,7 +76,7 @@ fn try_run(
     let next = decide(work);
     let told = match next {
         Next::Drop => return Err(work.reason),
-        Next::Reject => DropReason::NoBackend,
+        Next::Reject => work.reason,
         _ if hook.may_exceed(next) && exceeds(ctx, &work.packet, settings::mtu()) => DropReason::TooBig,
         _ => DropReason::Forwarded,
     };
