@@ -83,10 +83,10 @@ fn try_run(
     if told != DropReason::Forwarded {
         return send_back(ctx, hook, told, work);
     }
-    remember_fragment(&Maps, work);
     if work.rewrite {
         rewrite(ctx, &work.packet, &work.to)?;
     }
+    remember_fragment(&Maps, work);
     carry_out(ctx, hook, next, work)
 }
 

@@ -149,6 +149,8 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             later(POD, "10.96.0.51:80"),
             // Its checksum covers what is in other fragments.
             Frame::sctp(POD, OUTSIDE, 1).with(PLACE, &MORE),
+            // So the others have no first.
+            Frame::sctp(POD, OUTSIDE, 1).with(PLACE, &[0, 9]),
         ],
         DropReason::TimeToLive => [0, 1].map(|ttl| to(OUTSIDE).with(TTL, &[ttl])).into(),
         DropReason::Untracked => {
