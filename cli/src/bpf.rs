@@ -162,6 +162,7 @@ fn read(table: Table, pins: &Path) -> Result<Rows> {
 
 fn route(row: &datapath::RouteRow) -> Vec<String> {
     let place = match (row.local, row.node) {
+        _ if row.services => "services",
         (true, _) => "local",
         (false, Some(_)) => "remote",
         (false, None) => "unclaimed",

@@ -40,7 +40,8 @@ pub struct Dump {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceRow {
     pub id: u32,
-    /// `10.96.0.10:53/UDP`, NodePorts as `*:30080/TCP`, `… external` where inside and outside differ.
+    /// `10.96.0.10:53/UDP`, NodePorts as `*:30080/TCP`, `… external` where inside and outside differ; a bare cluster IP
+    /// stands for its other ports, which are refused.
     pub frontends: Vec<String>,
     /// `10.244.1.7:80`
     pub backends: Vec<String>,
@@ -56,6 +57,9 @@ pub struct RouteRow {
     pub node: Option<IpAddr>,
     /// This node's own pods.
     pub local: bool,
+    /// Cluster IPs come from here.
+    #[serde(default)]
+    pub services: bool,
 }
 
 /// An address of a node, and what is special about it.
@@ -108,14 +112,15 @@ pub fn endpoints(pins: &Path) -> Result<Vec<EndpointSpec>> {
     Ok(rows)
 }
 
-/// Pod ranges, by address, the widest first.
+/// Ranges of pods and of cluster IPs, by address, the widest first.
 pub fn routes(pins: &Path) -> Result<Vec<RouteRow>> {
     let mut entries = Table::<RouteKey, Route>::open(pins, "routes")?.entries()?;
     entries.sort_by_key(|(key, _)| (IpAddr::from(key.addr), key.prefix));
     let row = |(key, route): (RouteKey, Route)| RouteRow {
         prefix: prefix(&key),
-        node: (route.flags & Route::UNREACHABLE == 0).then(|| route.node.into()),
+        node: (route.flags & (Route::UNREACHABLE | Route::SERVICES) == 0).then(|| route.node.into()),
         local: route.flags & Route::LOCAL != 0,
+        services: route.flags & Route::SERVICES != 0,
     };
     Ok(entries.into_iter().map(row).collect())
 }
@@ -159,6 +164,9 @@ pub fn services(pins: &Path) -> Result<Vec<ServiceRow>> {
 }
 
 pub(crate) fn frontend(key: &FrontendKey) -> String {
+    if key.is_address() {
+        return IpAddr::from(key.addr).to_string();
+    }
     let address = if key.addr == Addr::ANY { "*".to_owned() } else { IpAddr::from(key.addr).to_string() };
     let protocol = protocol(key.proto);
     let scope = if key.scope == Scope::External as u8 { " external" } else { "" };

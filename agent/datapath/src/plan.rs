@@ -33,7 +33,7 @@ pub struct ServicePlan {
     pub port: (u16, u8),
 }
 
-/// Routes to other nodes' pods, and every address on which NodePorts answer.
+/// Routes to other nodes' pods, the ranges of cluster IPs, and every address on which NodePorts answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeTables {
     pub routes: BTreeMap<RouteKey, RouteTo>,
@@ -79,9 +79,20 @@ pub fn plan_service(snapshot: &Snapshot, key: &ObjectKey) -> Vec<ServicePlan> {
     let here = snapshot.here();
     let sources = plan_sources(snapshot, service);
     let ports = service.ports.iter();
-    ports
+    let mut plans: Vec<_> = ports
         .flat_map(|port| plan_port(Endpoints { here, port, all: collect_endpoints(port, slices) }, service, &sources))
-        .collect()
+        .collect();
+    own_addresses(service, &mut plans);
+    plans
+}
+
+/// The first entry that cluster IPs lead to stands for them as such, too.
+fn own_addresses(service: &Service, plans: &mut [ServicePlan]) {
+    let addresses: BTreeSet<Addr> = service.internal.iter().map(|address| (*address).into()).collect();
+    let is_inside = |key: &FrontendKey| key.scope == Scope::Cluster as u8 && addresses.contains(&key.addr);
+    if let Some(first) = plans.iter_mut().find(|plan| plan.frontends.iter().any(is_inside)) {
+        first.frontends.extend(addresses.iter().map(|address| FrontendKey::address(*address)));
+    }
 }
 
 /// Traffic policies as kube-proxy applies them. Whoever is inside the cluster and addresses it from outside (NodePort,
@@ -280,9 +291,11 @@ fn is_last_resort(endpoint: &SliceEndpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
-/// Nodes without an address get no route: there is nowhere to send.
+/// Nodes without an address get no route: there is nowhere to send. Cluster IPs that nobody has are nowhere either.
 pub fn plan_nodes(snapshot: &Snapshot) -> NodeTables {
     let mut tables = NodeTables::default();
+    let services = RouteTo { flags: Route::SERVICES, ..RouteTo::default() };
+    tables.routes.extend(snapshot.service_cidrs.values().flatten().map(|range| (route_key(*range), services)));
     for (name, node) in &snapshot.nodes {
         let own = *name == snapshot.node;
         let place = NodeAddress::KNOWN | if own { NodeAddress::LOCAL } else { 0 };

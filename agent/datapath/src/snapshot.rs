@@ -6,7 +6,7 @@
 use crate::NodePorts;
 use ipnetwork::IpNetwork;
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use leme_abi::Protocol;
@@ -44,7 +44,7 @@ impl std::fmt::Display for ObjectKey {
 pub enum Change {
     /// A Service or one of its slices.
     Service(ObjectKey),
-    /// Nodes: routes and node addresses.
+    /// Nodes and ServiceCIDRs: routes and node addresses.
     Nodes,
 }
 
@@ -151,6 +151,8 @@ pub struct Snapshot {
     /// The Service each slice belongs to: a slice may be deleted by name or change its owner.
     owners: HashMap<ObjectKey, ObjectKey>,
     pub(crate) nodes: BTreeMap<String, Node>,
+    /// Ranges of cluster IPs, by the names of the ServiceCIDRs that say so.
+    pub(crate) service_cidrs: BTreeMap<String, Vec<IpNetwork>>,
     names: Names,
 }
 
@@ -269,6 +271,21 @@ impl Snapshot {
 
     pub fn delete_node(&mut self, name: &str) -> Option<Change> {
         self.nodes.remove(name).map(|_| Change::Nodes)
+    }
+
+    pub fn upsert_service_cidr(&mut self, object: &networking::ServiceCIDR) -> Option<Change> {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let cidrs = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
+        let cidrs: Vec<IpNetwork> = cidrs.filter_map(|text| text.parse().ok()).filter(IpNetwork::is_ipv4).collect();
+        if self.service_cidrs.get(&name) == Some(&cidrs) {
+            return None;
+        }
+        self.service_cidrs.insert(name, cidrs);
+        Some(Change::Nodes)
+    }
+
+    pub fn delete_service_cidr(&mut self, name: &str) -> Option<Change> {
+        self.service_cidrs.remove(name).map(|_| Change::Nodes)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     NodeTables, ObjectKey, ServicePlan, Tables,
     dump::{frontend, prefix},
 };
-use leme_abi::{Addr, Backend, NodeAddress, Service};
+use leme_abi::{Addr, Backend, NodeAddress, Route, Service};
 use std::{fmt, net::IpAddr};
 
 impl fmt::Display for Tables {
@@ -49,7 +49,10 @@ fn backend(backend: &Backend) -> String {
 impl fmt::Display for NodeTables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (_, (key, to)) in sorted(self.routes.iter().map(|route| (route.0.addr, route))) {
-            writeln!(f, "route {} -> {}", prefix(key), IpAddr::from(to.node))?;
+            match to.flags & Route::SERVICES {
+                0 => writeln!(f, "route {} -> {}", prefix(key), IpAddr::from(to.node))?,
+                _ => writeln!(f, "services {}", prefix(key))?,
+            }
         }
         for (addr, flags) in sorted(self.addresses.iter().map(|(addr, flags)| (*addr, flags))) {
             let place = if flags & NodeAddress::LOCAL != 0 { " local" } else { "" };

@@ -1,8 +1,8 @@
-//! Keeps the kernel's tables equal to the cluster: watches Services, EndpointSlices and Nodes, and has what changed
-//! planned and applied.
+//! Keeps the kernel's tables equal to the cluster: watches Services, EndpointSlices, Nodes and ServiceCIDRs, and has what
+//! changed planned and applied.
 //!
 //! One watch per kind feeds one [`Snapshot`]; each wake-up takes everything that has arrived and applies it once.
-//! Nothing is applied, and so nothing pruned, before all three first lists are complete. Objects are reduced on arrival
+//! Nothing is applied, and so nothing pruned, before all first lists are complete. Objects are reduced on arrival
 //! and dropped. A failed application is repeated as a whole; while the API server is away the tables stay as they are.
 
 use std::{
@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client, Resource,
@@ -74,6 +75,8 @@ enum Seen {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),
     Node(Event<Node>),
+    /// None: the API server does not tell this node.
+    ServiceCidr(Option<Event<ServiceCIDR>>),
 }
 
 pub struct Reconciler {
@@ -87,6 +90,7 @@ pub struct Reconciler {
     services: Listing,
     slices: Listing,
     nodes: Listing,
+    service_cidrs: Listing,
     pod_cidrs: Vec<Ipv4Network>,
     metrics: Arc<Metrics>,
     health: Arc<ProxyHealth>,
@@ -100,8 +104,8 @@ impl Reconciler {
         let health = Arc::<ProxyHealth>::default();
         let services = stream(client.clone(), Some(OURS), Seen::Service);
         let slices = stream(client.clone(), Some(OURS), Seen::Slice);
-        let nodes = stream(client, None, Seen::Node);
-        let events = futures::stream::select_all([services, slices, nodes]);
+        let nodes = stream(client.clone(), None, Seen::Node);
+        let events = futures::stream::select_all([services, slices, nodes, service_cidrs(client)]);
         Self {
             node: node.clone(),
             events: events.ready_chunks(BATCH).boxed(),
@@ -112,6 +116,7 @@ impl Reconciler {
             services: Listing::default(),
             slices: Listing::default(),
             nodes: Listing::default(),
+            service_cidrs: Listing::default(),
             pod_cidrs: Vec::new(),
             metrics,
             checks: ServiceHealth::new(node_ports, config.node_ip.into(), health.clone()),
@@ -212,7 +217,7 @@ impl Reconciler {
     }
 
     fn is_synced(&self) -> bool {
-        self.services.synced && self.slices.synced && self.nodes.synced
+        [&self.services, &self.slices, &self.nodes, &self.service_cidrs].iter().all(|listing| listing.synced)
     }
 
     async fn observe_next(&mut self) {
@@ -266,6 +271,13 @@ impl Reconciler {
                     self.changes.extend(gone.iter().filter_map(|key| self.snapshot.delete_node(&key.name)))
                 }
             },
+            Seen::ServiceCidr(None) => self.service_cidrs.synced = true,
+            Seen::ServiceCidr(Some(event)) => match self.service_cidrs.step(event) {
+                Step::Upsert(cidr) => self.changes.extend(self.snapshot.upsert_service_cidr(&cidr)),
+                Step::Delete(gone) => {
+                    self.changes.extend(gone.iter().filter_map(|key| self.snapshot.delete_service_cidr(&key.name)))
+                }
+            },
         }
     }
 
@@ -297,6 +309,40 @@ where
 {
     let config = selector.iter().fold(watcher::Config::default().page_size(PAGE), |config, s| config.labels(s));
     quiet(watcher(Api::<K>::all(client), config).default_backoff()).map(wrap).boxed()
+}
+
+/// Nodes of other clusters may not be allowed to read these (upstream's role of nodes does not have them), or there are none
+/// (before 1.33): they live without, and hear of it should that change.
+fn service_cidrs(client: Client) -> BoxStream<'static, Seen> {
+    let mut told = false;
+    let events = watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default().page_size(PAGE)).default_backoff();
+    let seen = events.filter_map(move |event| {
+        let without = event.as_ref().err().filter(|error| is_withheld(error)).map(ToString::to_string);
+        if let (Some(error), false) = (&without, told) {
+            told = true;
+            info!(error, "ServiceCIDRs cannot be read: packets to cluster IPs that no Service has are not held back");
+        }
+        std::future::ready(match (event, without) {
+            (Ok(event), _) => Some(Seen::ServiceCidr(Some(event))),
+            (Err(_), Some(_)) => Some(Seen::ServiceCidr(None)),
+            (Err(error), None) => {
+                debug!(%error, "the watch of ServiceCIDRs is broken; trying again");
+                None
+            }
+        })
+    });
+    seen.boxed()
+}
+
+/// Whether the answer is that this node may not know, or that there is nothing to know.
+fn is_withheld(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(error)
+    | watcher::Error::WatchStartFailed(error)
+    | watcher::Error::WatchFailed(error)) = error
+    else {
+        return false;
+    };
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
 /// Says once that a watch is broken, and once that it works again.

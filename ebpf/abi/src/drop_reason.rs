@@ -60,6 +60,10 @@ reasons! {
     Martian = "martian",
     /// Beyond what its pod may send or receive (`kubernetes.io/egress-bandwidth`, `…/ingress-bandwidth`).
     RateLimited = "rate_limited",
+    /// To a Service's cluster IP at a port that it does not have; the client was told.
+    NoServicePort = "no_service_port",
+    /// In the range of cluster IPs, but no Service that this node knows has it.
+    NoService = "no_service",
 }
 
 /// Which way a counted packet went, seen from the pods.

@@ -32,7 +32,7 @@ pub struct RouteKey {
     pub addr: Addr,
 }
 
-/// The node behind which a prefix lies.
+/// The node behind which a prefix lies, or what else is to be known of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Route {
@@ -46,6 +46,8 @@ impl Route {
     pub const LOCAL: u32 = 1;
     /// The cluster's pod range where no node has claimed it: never leaves the cluster.
     pub const UNREACHABLE: u32 = 2;
+    /// Cluster IPs come from here (ServiceCIDR): what no frontend serves is nobody's and never leaves the cluster.
+    pub const SERVICES: u32 = 4;
 }
 
 /// Flags of an address of some node; NodePorts answer on it unless they say otherwise.

@@ -27,6 +27,20 @@ pub struct FrontendKey {
     pub scope: u8,
 }
 
+impl FrontendKey {
+    /// Stands for a cluster IP as such, and leads to any entry of its Service: so its other ports, which are refused, can
+    /// be told from addresses that nobody has.
+    #[inline(always)]
+    pub const fn address(addr: Addr) -> Self {
+        Self { addr, port: Port(0), proto: 0, scope: Scope::Cluster as u8 }
+    }
+
+    /// Whether it is one of those.
+    pub const fn is_address(&self) -> bool {
+        self.port.0 == 0 && self.proto == 0
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Service {

@@ -45,6 +45,12 @@ impl Work {
         Next::Drop
     }
 
+    #[inline(always)]
+    pub(crate) fn reject(&mut self, reason: DropReason) -> Next {
+        self.reason = reason;
+        Next::Reject
+    }
+
     /// What a connection that was to be opened leads to.
     #[inline(always)]
     pub(crate) fn unless(&mut self, result: Result<(), DropReason>, next: Next) -> Next {
@@ -76,7 +82,7 @@ pub enum Next {
     Overlay,
     /// To where the node's routing table says.
     Outside,
-    /// Back to the sender: nobody listens here.
+    /// Back to the sender: nobody listens here, for `work.reason`.
     Reject,
     /// For `work.reason`.
     Drop,

@@ -2,7 +2,7 @@
 
 use crate::{
     Kind, Next, Tables, Work,
-    locate::locate,
+    locate::{locate, refuse_unserved},
     nat::{Source, establish, establish_service, follow_service, keep_apart},
     overlay::is_tunnel,
     rate::may_pass,
@@ -45,15 +45,17 @@ pub fn from_pod(tables: &impl Tables, work: &mut Work, ifindex: u32) -> Next {
     }
     if matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         match resolve(tables, &work.packet.tuple, Scope::Cluster, tables.random_slot(), &mut work.target) {
-            Resolved::Foreign => {}
-            Resolved::Empty => return Next::Reject,
+            Resolved::Foreign | Resolved::Unknown => {}
+            Resolved::Empty => return work.reject(DropReason::NoBackend),
             Resolved::Elsewhere => return work.drop(DropReason::NoLocalBackend),
             Resolved::Denied => return work.drop(DropReason::SourceRange),
             Resolved::Backend => return to_backend(tables, work),
         }
     }
-    match locate(tables, work, work.packet.dst) {
+    let next = locate(tables, work, work.packet.dst);
+    match refuse_unserved(tables, work, next) {
         Next::Outside => masquerade(tables, work),
+        next @ (Next::Drop | Next::Reject) => next,
         next => keep_apart(tables, work, next),
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::{
     Kind, Next, Tables, Work,
-    locate::locate,
+    locate::{locate, refuse_unserved},
     nat::{Source, establish_service, follow_service, keep_apart},
     overlay::is_tunnel,
     service::{Resolved, resolve},
 };
-use leme_abi::{Addr, DropReason, NodeAddress, Scope};
+use leme_abi::{Addr, DropReason, NodeAddress, Route, Scope};
 
 /// A later fragment may overtake its first: that belongs to the node's stack, which waits for the rest.
 #[inline(always)]
@@ -76,15 +76,17 @@ fn turn(next: Next) -> Next {
 #[inline(always)]
 fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Next) -> Source) -> Next {
     if !matches!(work.packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        return Next::Pass;
+        return pass_unserved(tables, work);
     }
     let found = resolve(tables, &work.packet.tuple, scope, tables.random_slot(), &mut work.target);
-    if found != Resolved::Foreign && matches!(scope, Scope::External) && is_made_up(tables, &work.packet.src) {
+    let is_ours = !matches!(found, Resolved::Foreign | Resolved::Unknown);
+    if is_ours && matches!(scope, Scope::External) && is_made_up(tables, &work.packet.src) {
         return work.drop(DropReason::Spoofed);
     }
     match found {
         Resolved::Foreign => Next::Pass,
-        Resolved::Empty => Next::Reject,
+        Resolved::Unknown => pass_unserved(tables, work),
+        Resolved::Empty => work.reject(DropReason::NoBackend),
         Resolved::Elsewhere => work.drop(DropReason::NoLocalBackend),
         Resolved::Denied => work.drop(DropReason::SourceRange),
         Resolved::Backend => {
@@ -95,6 +97,21 @@ fn serve(tables: &impl Tables, work: &mut Work, scope: Scope, source: impl Fn(Ne
             let result = establish_service(tables, work, source(next));
             work.unless(result, next)
         }
+    }
+}
+
+/// What the node's stack has sent or is to forward passes, unless it is for a cluster IP. Connections that run are not
+/// looked at again.
+#[inline(always)]
+fn pass_unserved(tables: &impl Tables, work: &mut Work) -> Next {
+    if matches!(work.packet.kind, Kind::Tcp | Kind::Sctp) && !work.packet.opens() {
+        return Next::Pass;
+    }
+    let in_range = tables.route(&work.packet.dst).is_some_and(|route| route.flags == Route::SERVICES);
+    let next = if in_range { work.drop(DropReason::NoService) } else { Next::Outside };
+    match refuse_unserved(tables, work, next) {
+        Next::Outside => Next::Pass,
+        next => next,
     }
 }
 

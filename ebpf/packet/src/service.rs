@@ -11,8 +11,10 @@ const SECOND: u64 = 1_000_000_000;
 /// have the compiler copy what no branch has written, which the verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved {
-    /// Not a Service, or one that another node must resolve.
+    /// A Service that others must resolve: another node, or the packet path.
     Foreign,
+    /// No Service has that port there.
+    Unknown,
     /// A Service without endpoints.
     Empty,
     /// A Local traffic policy, and all endpoints are on other nodes.
@@ -61,12 +63,21 @@ pub fn resolve_address(
     let mut at = NodeAddress::KNOWN | NodeAddress::LOCAL;
     if id == 0 {
         at = tables.node_address(addr);
-        if at == 0 || (at & NodeAddress::LOCAL == 0 && matches!(scope, Scope::External)) {
+        if at == 0 {
+            return Resolved::Unknown;
+        }
+        if at & NodeAddress::LOCAL == 0 && matches!(scope, Scope::External) {
             return Resolved::Foreign;
         }
         id = find(tables, FrontendKey { addr: Addr::ANY, ..exact });
     }
     if id == 0 { Resolved::Foreign } else { pick_backend(tables, id, source, at, pick, target) }
+}
+
+/// Whether an address is some Service's cluster IP, at whatever port.
+#[inline(always)]
+pub fn is_cluster_ip(tables: &impl Services, addr: &Addr) -> bool {
+    tables.frontend(&FrontendKey::address(*addr)) != 0
 }
 
 /// What the node's own sockets find on a loopback address: a hostPort of that very address, or what answers on every

@@ -76,17 +76,17 @@ fn try_run(
     let next = decide(work);
     let told = match next {
         Next::Drop => return Err(work.reason),
-        Next::Reject => DropReason::NoBackend,
+        Next::Reject => work.reason,
         _ if hook.may_exceed(next) && exceeds(ctx, &work.packet, settings::mtu()) => DropReason::TooBig,
         _ => DropReason::Forwarded,
     };
     if told != DropReason::Forwarded {
         return send_back(ctx, hook, told, work);
     }
-    remember_fragment(&Maps, work);
     if work.rewrite {
         rewrite(ctx, &work.packet, &work.to)?;
     }
+    remember_fragment(&Maps, work);
     carry_out(ctx, hook, next, work)
 }
 

@@ -34,8 +34,8 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 fn connect<const FAMILY: u8>(ctx: &SockAddrContext) -> i32 {
     let mut origin = Origin::default();
     match resolve::<FAMILY>(ctx, Maps.random(), &mut origin) {
-        // What is served elsewhere or not to everybody is the packet path's: it drops, and counts.
-        Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => {
+        // What is served elsewhere, not to everybody or not yet is the packet path's: it drops, and counts.
+        Resolved::Foreign | Resolved::Unknown | Resolved::Elsewhere | Resolved::Denied => {
             forget(ctx);
             ALLOW
         }
@@ -71,7 +71,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let cookie = socket_cookie(&ctx);
     let mut origin = Origin::default();
     match resolve::<V4>(&ctx, (cookie as u32).wrapping_mul(0x9e37_79b1) >> 8, &mut origin) {
-        Resolved::Foreign | Resolved::Elsewhere | Resolved::Denied => ALLOW,
+        Resolved::Foreign | Resolved::Unknown | Resolved::Elsewhere | Resolved::Denied => ALLOW,
         Resolved::Empty => refuse(),
         Resolved::Backend => {
             let key = OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] };

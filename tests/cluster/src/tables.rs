@@ -60,6 +60,8 @@ pub fn expected(cluster: &Cluster, node: &str) -> Result<Table> {
             let protocol = port["protocol"].as_str().unwrap_or("TCP");
             let backends = backends(&own, port["name"].as_str().unwrap_or_default(), near.then_some(node));
             table.insert(format!("{address}:{}/{protocol}", port["port"]), backends.clone());
+            // Of a Service's ports the first stands for the address as such.
+            table.entry(address.to_owned()).or_insert_with(|| backends.clone());
             if let Some(node_port) = port["nodePort"].as_u64() {
                 table.insert(format!("*:{node_port}/{protocol}"), backends);
             }

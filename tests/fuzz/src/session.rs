@@ -83,7 +83,10 @@ impl Session {
                 ensure!(tables.route(&dst).is_some_and(|route| route.flags == 0), "not behind the tunnel");
             }
             Next::Outside => ensure!(tables.route(&dst).is_none(), "a pod's address leaves the cluster"),
-            Next::Reject => ensure!(matches!(work.packet.kind, Kind::Tcp | Kind::Udp) && !work.rewrite, "refused"),
+            Next::Reject => {
+                let silent = matches!(work.packet.kind, Kind::Error | Kind::Fragment | Kind::Stray);
+                ensure!(!silent && !work.rewrite && work.reason != DropReason::Forwarded, "refused");
+            }
             Next::Pass | Next::Back => {}
         }
         match hook {

@@ -69,7 +69,7 @@ pub(crate) struct Tables {
     backends: Map<u32, Backend>,
     pub(crate) endpoints: Map<Addr, Endpoint>,
     addresses: Map<Addr, u32>,
-    routes: [Route; 3],
+    routes: [Route; 4],
     now: Cell<u64>,
     random: RefCell<fastrand::Rng>,
     /// Maps refuse or lose what they are given now and then.
@@ -95,6 +95,7 @@ impl Tables {
                 Route { node: NODE, flags: Route::LOCAL, ..Route::default() },
                 Route { node: OTHER_NODE, ..Route::default() },
                 Route { flags: Route::UNREACHABLE, ..Route::default() },
+                Route { flags: Route::SERVICES, ..Route::default() },
             ],
             now: Cell::new(1),
             random: RefCell::new(fastrand::Rng::with_seed(0)),
@@ -123,6 +124,7 @@ impl Tables {
             let key = FrontendKey { addr, port: Port::new(port), proto, scope: Scope::Cluster as u8 };
             self.frontends.insert(key, id);
         }
+        self.frontends.insert(FrontendKey::address(VIPS[n]), id);
         let service = Service { generation: 1, count: backends.len() as u32, ..Service::default() };
         self.services.insert(id, service);
         for (slot, addr) in backends.iter().enumerate() {
@@ -269,6 +271,7 @@ impl NodeTables for Tables {
             [10, 244, 1, _] => Some(&self.routes[0]),
             [10, 244, 2, _] => Some(&self.routes[1]),
             [10, 244, ..] => Some(&self.routes[2]),
+            [10, 96, ..] => Some(&self.routes[3]),
             _ => None,
         }
     }

@@ -270,6 +270,7 @@ pub(crate) fn feed(snapshot: &mut Snapshot, object: &Value) -> Result<()> {
     match object["kind"].as_str() {
         Some("Service") => drop(snapshot.upsert_service(&serde_json::from_value(object.clone())?)),
         Some("EndpointSlice") => drop(snapshot.upsert_slice(&serde_json::from_value(object.clone())?)),
+        Some("ServiceCIDR") => drop(snapshot.upsert_service_cidr(&serde_json::from_value(object.clone())?)),
         Some("Node") => drop(snapshot.upsert_node(&serde_json::from_value(object.clone())?)),
         kind => anyhow::bail!("{kind:?} is no kind of a scenario"),
     }

@@ -29,8 +29,14 @@ fn services() -> Vec<Value> {
         tunnel(),
         elsewhere(),
         guarded(),
+        vec![range()],
     ]
     .concat()
+}
+
+/// Where cluster IPs come from.
+fn range() -> Value {
+    serde_json::json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}})
 }
 
 /// Only pods of this node serve here, and there are none.
@@ -124,6 +130,14 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
         DropReason::NoRoute => vec![to("10.244.77.1:80"), to("10.96.0.53:80")],
         DropReason::NoBackend => vec![to("10.96.0.51:80"), Frame::udp(POD, "10.96.0.51:80"), to("10.89.0.12:30081")],
         DropReason::NoLocalBackend => vec![to("10.96.0.56:80")],
+        DropReason::NoServicePort => {
+            let ping = Frame::raw(1, "10.244.1.2", "10.96.0.54", &[8, 0, 0, 0, 0, 9, 0, 1]);
+            vec![to("10.96.0.54:81"), Frame::udp(POD, "10.96.0.54:81"), ping]
+        }
+        DropReason::NoService => {
+            let ping = Frame::raw(1, "10.244.1.2", "10.96.9.9", &[8, 0, 0, 0, 0, 9, 0, 1]);
+            vec![to("10.96.9.9:80"), Frame::udp(POD, "10.96.9.9:80"), ping]
+        }
         DropReason::NoPort => vec![to(FULL), to("10.96.0.58:80")],
         DropReason::SourceRange => vec![to(GUARDED)],
         DropReason::Multicast => vec![to("224.0.0.251:5353"), to("255.255.255.255:67")],
@@ -135,6 +149,8 @@ fn from_pod(reason: DropReason) -> Vec<Frame> {
             later(POD, "10.96.0.51:80"),
             // Its checksum covers what is in other fragments.
             Frame::sctp(POD, OUTSIDE, 1).with(PLACE, &MORE),
+            // So the others have no first.
+            Frame::sctp(POD, OUTSIDE, 1).with(PLACE, &[0, 9]),
         ],
         DropReason::TimeToLive => [0, 1].map(|ttl| to(OUTSIDE).with(TTL, &[ttl])).into(),
         DropReason::Untracked => {
@@ -173,6 +189,8 @@ fn nic_ingress(reason: DropReason) -> Vec<Frame> {
         DropReason::NoRoute => vec![to("10.89.0.11:30083")],
         DropReason::NoBackend => vec![to("10.89.0.11:30081"), Frame::udp(OUTSIDE, "10.89.0.11:30081")],
         DropReason::NoLocalBackend => vec![to("10.89.0.11:30086")],
+        DropReason::NoServicePort => vec![to("10.96.0.54:81")],
+        DropReason::NoService => vec![to("10.96.9.9:80")],
         DropReason::SourceRange => vec![to(GUARDED)],
         DropReason::NoPort => vec![to("10.89.0.11:30088")],
         DropReason::TimeToLive => [0, 1].map(|ttl| to("10.89.0.11:30085").with(TTL, &[ttl])).into(),
@@ -197,6 +215,8 @@ fn nic_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::TooBig => vec![Frame::udp("10.89.0.11:40000", "10.96.0.54:80").long(1431).with(PLACE, &DONT)],
         DropReason::TimeToLive => vec![to("10.96.0.55:80").with(TTL, &[1])],
         DropReason::NoLocalBackend => vec![to("10.96.0.56:80")],
+        DropReason::NoServicePort => vec![to("10.96.0.54:81"), Frame::udp("10.89.0.11:40000", "10.96.0.54:81")],
+        DropReason::NoService => vec![to("10.96.9.9:80"), Frame::udp("10.89.0.11:40000", "10.96.9.9:80")],
         DropReason::SourceRange => vec![to(GUARDED)],
         DropReason::NoPort => vec![to("10.96.0.58:80")],
         DropReason::Spoofed | DropReason::NotIp | DropReason::Multicast | DropReason::Martian => Vec::new(),
@@ -219,7 +239,7 @@ fn to_pod(reason: DropReason) -> Vec<Frame> {
         | DropReason::Helper => Vec::new(),
         DropReason::Multicast | DropReason::Fragment | DropReason::Tunnel | DropReason::TimeToLive => Vec::new(),
         DropReason::Untracked | DropReason::TooBig | DropReason::NoLocalBackend => Vec::new(),
-        DropReason::SourceRange | DropReason::Martian => Vec::new(),
+        DropReason::SourceRange | DropReason::Martian | DropReason::NoServicePort | DropReason::NoService => Vec::new(),
     }
 }
 
@@ -234,7 +254,7 @@ fn overlay_egress(reason: DropReason) -> Vec<Frame> {
         DropReason::NoPort => vec![to(FULL_POD)],
         // Refused as unrouted before anything else.
         DropReason::NoEndpoint | DropReason::Spoofed | DropReason::Multicast | DropReason::Martian => Vec::new(),
-        DropReason::NoBackend | DropReason::Untracked => Vec::new(),
+        DropReason::NoBackend | DropReason::Untracked | DropReason::NoServicePort | DropReason::NoService => Vec::new(),
         DropReason::TimeToLive | DropReason::TooBig | DropReason::NoLocalBackend | DropReason::SourceRange => {
             Vec::new()
         }
@@ -258,7 +278,9 @@ fn overlay_ingress(reason: DropReason) -> Vec<(u32, Frame)> {
         }
         DropReason::NotIp | DropReason::Spoofed | DropReason::Multicast | DropReason::Martian => Vec::new(),
         DropReason::NoRoute | DropReason::NoBackend | DropReason::NoPort | DropReason::Untracked => Vec::new(),
-        DropReason::NoLocalBackend | DropReason::SourceRange => Vec::new(),
+        DropReason::NoLocalBackend | DropReason::SourceRange | DropReason::NoServicePort | DropReason::NoService => {
+            Vec::new()
+        }
         DropReason::TimeToLive
         | DropReason::TooBig
         | DropReason::RateLimited
@@ -269,7 +291,7 @@ fn overlay_ingress(reason: DropReason) -> Vec<(u32, Frame)> {
 
 /// Who is told gets a packet back; of all others nothing is heard again.
 fn is_told(reason: DropReason) -> bool {
-    matches!(reason, DropReason::NoBackend | DropReason::TooBig)
+    matches!(reason, DropReason::NoBackend | DropReason::NoServicePort | DropReason::TooBig)
 }
 
 fn check(node: &Node, program: &str, device: &str, direction: &str, rows: fn(DropReason) -> Vec<Frame>) {

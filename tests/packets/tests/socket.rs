@@ -88,6 +88,20 @@ fn a_service_without_endpoints_refuses() {
 }
 
 #[test]
+fn sockets_are_refused_ports_that_a_service_does_not_have() {
+    in_namespace(service("web", "10.96.0.50", 30080, &[("10.89.0.11", "a")]), |node| {
+        node.within_cgroup(|| {
+            for address in [addr("10.96.0.50:81"), mapped("10.96.0.50:81")] {
+                let refused = TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
+                let client = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+                assert_eq!(client.send_to(b"who", address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            }
+        });
+    });
+}
+
+#[test]
 fn a_socket_follows_a_service_that_gets_its_first_endpoint() {
     in_namespace(service("web", "10.96.0.50", 30080, &[]), |node| {
         let listener = TcpListener::bind(BACKEND).unwrap();

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use leme_datapath::{Change, NodePorts, ObjectKey, Snapshot, plan, simulation};
 use serde::Deserialize;
@@ -29,6 +30,8 @@ pub enum Object {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Node(Box<Node>),
+    #[serde(rename = "ServiceCIDR")]
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 impl Object {
@@ -37,6 +40,7 @@ impl Object {
             Self::Service(service) => snapshot.upsert_service(service).into_iter().collect(),
             Self::EndpointSlice(slice) => snapshot.upsert_slice(slice),
             Self::Node(node) => snapshot.upsert_node(node),
+            Self::ServiceCidr(cidr) => snapshot.upsert_service_cidr(cidr).into_iter().collect(),
         }
     }
 
@@ -45,6 +49,7 @@ impl Object {
             Self::Service(service) => snapshot.delete_service(&key(&service.metadata)),
             Self::EndpointSlice(slice) => snapshot.delete_slice(&key(&slice.metadata)),
             Self::Node(node) => snapshot.delete_node(node.metadata.name.as_deref().unwrap_or_default()),
+            Self::ServiceCidr(cidr) => snapshot.delete_service_cidr(cidr.metadata.name.as_deref().unwrap_or_default()),
         };
         change.into_iter().collect()
     }
@@ -54,6 +59,7 @@ impl Object {
             (Self::Service(a), Self::Service(b)) => key(&a.metadata) == key(&b.metadata),
             (Self::EndpointSlice(a), Self::EndpointSlice(b)) => key(&a.metadata) == key(&b.metadata),
             (Self::Node(a), Self::Node(b)) => a.metadata.name == b.metadata.name,
+            (Self::ServiceCidr(a), Self::ServiceCidr(b)) => a.metadata.name == b.metadata.name,
             _ => false,
         }
     }

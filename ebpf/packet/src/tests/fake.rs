@@ -45,6 +45,7 @@ pub(super) struct Fake {
     remote: Route,
     own: Route,
     unclaimed: Route,
+    services_range: Option<Route>,
 }
 
 impl Fake {
@@ -76,6 +77,7 @@ impl Fake {
             remote: Route { node: addr("10.89.0.12"), ..Route::default() },
             own: Route { node: addr("10.89.0.11"), flags: Route::LOCAL, ..Route::default() },
             unclaimed: Route { flags: Route::UNREACHABLE, ..Route::default() },
+            services_range: None,
         }
     }
 
@@ -95,6 +97,16 @@ impl Fake {
                 Backend { addr: addr(backend), port: Port::new(*port), proto: Protocol::TCP, ..Backend::default() };
             self.backends.insert(backend_id, backend);
         }
+    }
+
+    /// The API server says that cluster IPs are from 10.96.0.0/16.
+    pub(super) fn know_range(&mut self) {
+        self.services_range = Some(Route { flags: Route::SERVICES, ..Route::default() });
+    }
+
+    /// A frontend that stands for a cluster IP as such.
+    pub(super) fn own(&mut self, id: u32, address: Addr) {
+        self.frontends.insert(FrontendKey::address(address), id);
     }
 
     /// Another entry with the same backends.
@@ -241,6 +253,7 @@ impl Tables for Fake {
             [10, 244, 1, _] => Some(&self.own),
             [10, 244, 2, _] => Some(&self.remote),
             [10, 244, ..] => Some(&self.unclaimed),
+            [10, 96, ..] => self.services_range.as_ref(),
             _ => None,
         }
     }

@@ -272,6 +272,71 @@ fn a_service_without_endpoints_is_refused_everywhere() {
     assert_eq!(walk(&tables, nic_ingress, &tcp("198.51.100.2", 40000, "10.89.0.11", 30080, SYN)).0, Next::Reject);
 }
 
+fn ping(src: &str, dst: &str) -> Frame {
+    ip(Protocol::ICMP, src, dst, 0, &[8, 0, 0, 0, 0, 9, 0, 1])
+}
+
+/// What the pod, the node and the outside get for a packet to `dst:port` over TCP, UDP, and as a ping.
+fn answers(tables: &Fake, dst: &str, port: u16) -> BTreeSet<(&'static str, &'static str)> {
+    let hooks: [(Hook, &str); 3] = [(pod2, "10.244.1.2"), (nic_egress, "10.89.0.11"), (nic_ingress, "198.51.100.2")];
+    let frames = |src| [tcp(src, 40000, dst, port, SYN), udp(src, 40000, dst, port), ping(src, dst)];
+    let all = hooks.into_iter().flat_map(|(hook, src)| frames(src).map(|frame| (hook, frame)));
+    let verdicts = all.map(|(hook, frame)| {
+        let mut work = read(tables, &frame).unwrap();
+        match hook(tables, &mut work) {
+            Next::Reject => ("refused", work.reason.name()),
+            Next::Drop => ("dropped", work.reason.name()),
+            _ => ("sent", ""),
+        }
+    });
+    verdicts.collect()
+}
+
+#[test]
+fn a_cluster_ip_refuses_other_ports_and_one_that_nobody_has_is_silent() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.own(1, addr("10.96.0.10"));
+    assert_eq!(answers(&tables, "10.96.0.99", 80), BTreeSet::from([("sent", "")]), "the range is not known");
+    let refused = BTreeSet::from([("refused", "no_service_port")]);
+    assert_eq!(answers(&tables, "10.96.0.10", 81), refused, "though the range is not known");
+    tables.know_range();
+    assert_eq!(answers(&tables, "10.96.0.10", 81), refused);
+    assert_eq!(answers(&tables, "10.96.0.99", 80), BTreeSet::from([("dropped", "no_service")]));
+    // Others' addresses, a load balancer's too, are others'.
+    tables.serve(5, &[(addr("203.0.113.7"), 80, Scope::Cluster)], &BACKENDS, 0);
+    assert_eq!(answers(&tables, "203.0.113.7", 81), BTreeSet::from([("sent", "")]));
+}
+
+#[test]
+fn errors_and_running_connections_are_no_reason_to_refuse() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    tables.own(1, addr("10.96.0.10"));
+    tables.know_range();
+    let running = tcp("10.89.0.11", 40000, "10.96.0.10", 81, ACK);
+    assert_eq!(walk(&tables, nic_egress, &running).0, Next::Pass);
+    let quoted = udp("10.96.0.10", 81, "10.244.1.2", 9);
+    let error =
+        ip(Protocol::ICMP, "10.244.1.2", "10.96.0.10", 0, &[&[3, 3, 0, 0, 0, 0, 0, 0], &quoted.0[14..]].concat());
+    assert_eq!(dropped(&tables, pod2, &error), Some(DropReason::NoService));
+}
+
+#[test]
+fn a_socket_is_refused_a_port_that_a_service_does_not_have() {
+    let mut tables = Fake::new();
+    cluster_ip(&mut tables, &BACKENDS);
+    let ask = |tables: &Fake, service: &str, port| {
+        let client = || addr("10.244.1.2");
+        choose_backend(tables, &addr(service), Port::new(port), TCP, false, client, 3, &mut Target::default())
+    };
+    assert_eq!(ask(&tables, "10.96.0.10", 81), Resolved::Unknown);
+    tables.own(1, addr("10.96.0.10"));
+    assert_eq!(ask(&tables, "10.96.0.10", 80), Resolved::Backend);
+    assert_eq!(ask(&tables, "10.96.0.10", 81), Resolved::Empty);
+    assert_eq!(ask(&tables, "10.96.0.99", 80), Resolved::Unknown);
+}
+
 #[test]
 fn a_node_port_keeps_the_client_towards_a_pod_of_the_node() {
     let mut tables = Fake::new();

@@ -87,6 +87,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         semantics::one_node_port_serves_streams_and_datagrams,
         semantics::addresses_of_load_balancers_and_external_ones_are_the_clusters,
         semantics::where_nobody_serves_clients_are_refused_at_once,
+        semantics::nothing_for_a_cluster_ip_that_nobody_has_leaves_its_node,
         semantics::pods_that_are_not_ready_serve_whoever_wants_them_so,
         semantics::a_service_of_another_proxy_is_left_alone_until_it_is_ours,
         semantics::a_local_policy_keeps_traffic_on_its_node,

@@ -193,6 +193,8 @@ pub(crate) fn where_nobody_serves_clients_are_refused_at_once(cluster: &Cluster)
     for (place, target) in [
         (Place::Pod(&site.served[0]), (inside, 80)),
         (Place::Node(&node.name), (inside, 80)),
+        (Place::Pod(&site.served[0]), (inside, 81)),
+        (Place::Node(&node.name), (inside, 81)),
         (Place::Node(&node.name), (Ipv4Addr::LOCALHOST, DESERTED)),
         (Place::Pod(&site.served[1]), (node.address, DESERTED)),
         (Place::Machine, (node.address, DESERTED)),
@@ -201,6 +203,21 @@ pub(crate) fn where_nobody_serves_clients_are_refused_at_once(cluster: &Cluster)
             expect(cluster, place, protocol, target.into(), &Knock::Refused)?;
         }
     }
+    Ok(())
+}
+
+pub(crate) fn nothing_for_a_cluster_ip_that_nobody_has_leaves_its_node(cluster: &Cluster) -> Result<()> {
+    let site = site(cluster)?;
+    let pod = &site.served[0];
+    let dropped = || -> Result<u64> {
+        let rows = tables::rows(cluster, "counters", &pod.node)?;
+        let ours = rows.as_array().into_iter().flatten().filter(|row| row["reason"] == "no_service");
+        Ok(ours.filter_map(|row| row["packets"].as_u64()).sum())
+    };
+    let before = dropped()?;
+    let nobodys = SocketAddr::from((Ipv4Addr::new(10, 96, 255, 250), 80));
+    expect(cluster, Place::Pod(pod), "UDP", nobodys, &Knock::Silence)?;
+    ensure!(dropped()? > before, "it was not dropped as nobody's");
     Ok(())
 }
 
