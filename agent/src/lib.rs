@@ -16,6 +16,7 @@ mod objects;
 pub mod pods;
 pub mod runtime;
 mod services;
+mod tls_bootstrap;
 mod volumes;
 
 use std::net::IpAddr;
@@ -36,6 +37,11 @@ use runtime::Cri;
 /// Runs the node until `shutdown`; an error is something that no retry would mend.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
+    if let Some(bootstrap) = config.bootstrap_kubeconfig.as_deref() {
+        let asked = tls_bootstrap::ensure(&config, bootstrap);
+        let Some(outcome) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
+        outcome.context("this node has no certificate")?;
+    }
     let client = client(&config.kubeconfig).await?;
     let events = events::Recorder::start(client.clone(), config.node_name.clone());
     let network = start_network(&config, &client, &events, &shutdown)?;

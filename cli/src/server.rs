@@ -23,9 +23,12 @@ pub(crate) struct Options {
     /// Address under which others reach this server [default: that of the default route]
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// Certificates, the admin's kubeconfig and the embedded store
+    /// The embedded store and the admin's kubeconfig
     #[arg(long, default_value = "/var/lib/leme/server")]
     data_dir: PathBuf,
+    /// Certificates and keys, under kubeadm's names; what is missing is made [default: pki in the data directory]
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
     /// Keep the state in this etcd instead of the embedded store
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     etcd_endpoints: Vec<String>,
@@ -113,6 +116,7 @@ fn configure(options: Options) -> Result<Config> {
         cluster_domain: options.cluster_domain,
         extra_names: options.tls_san,
         run_controllers: !options.no_controllers,
+        cert_dir: options.cert_dir,
         ..Config::new(advertise, options.data_dir)
     })
 }
