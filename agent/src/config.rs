@@ -20,6 +20,8 @@ pub struct Config {
     pub node_name: String,
     pub node_ip: IpAddr,
     pub kubeconfig: PathBuf,
+    /// With what the agent asks for a certificate where there is no kubeconfig yet.
+    pub bootstrap_kubeconfig: Option<PathBuf>,
     /// Pods' volumes, hosts files and termination messages.
     pub root_dir: PathBuf,
     /// Sockets and pid files.
@@ -80,6 +82,7 @@ impl Config {
             node_name: node_name.into(),
             node_ip,
             kubeconfig,
+            bootstrap_kubeconfig: None,
             root_dir: "/var/lib/kubelet".into(),
             run_dir: "/run/leme".into(),
             pod_log_dir: "/var/log/pods".into(),

@@ -17,9 +17,11 @@ pub mod pods;
 pub mod runtime;
 mod servers;
 mod services;
+mod tls_bootstrap;
 mod volumes;
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -36,6 +38,11 @@ use runtime::Cri;
 /// Runs the node until `shutdown`; an error is something that no retry would mend.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
+    if let Some(bootstrap) = config.bootstrap_kubeconfig.as_deref() {
+        let asked = tls_bootstrap::ensure(&config, bootstrap);
+        let Some(outcome) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
+        outcome.context("this node has no certificate")?;
+    }
     let (client, servers) = client(&config).await?;
     tokio::spawn(servers.follow(client.clone(), shutdown.clone()));
     let events = events::Recorder::start(client.clone(), config.node_name.clone());
@@ -174,7 +181,13 @@ fn words(status: &network::Status) -> Option<String> {
 }
 
 async fn client(config: &Config) -> anyhow::Result<(kube::Client, servers::Servers)> {
-    let (kubeconfig, servers) = (&config.kubeconfig, config.root_dir.join("servers.json"));
+    let to_server = client_config(&config.kubeconfig).await?;
+    let servers = servers::Servers::load(&to_server.cluster_url, config.root_dir.join("servers.json"));
+    let client = servers::client(&to_server, servers.clone()).context("making a client of the API servers")?;
+    Ok((client, servers))
+}
+
+async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
     let text = kube::config::Kubeconfig::read_from(kubeconfig);
     let text = text.with_context(|| format!("reading the kubeconfig {}", kubeconfig.display()))?;
     let options = kube::config::KubeConfigOptions::default();
@@ -183,7 +196,5 @@ async fn client(config: &Config) -> anyhow::Result<(kube::Client, servers::Serve
     // The owner of the fields that this node writes.
     let agent = http::HeaderValue::from_static(concat!("kubelet/leme-", env!("CARGO_PKG_VERSION")));
     config.headers.push((http::header::USER_AGENT, agent));
-    let servers = servers::Servers::load(&config.cluster_url, servers);
-    let client = servers::client(&config, servers.clone()).context("making a client of the API servers")?;
-    Ok((client, servers))
+    Ok(config)
 }

@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// How to reach the API server
     #[arg(long)]
     kubeconfig: PathBuf,
+    /// With what to ask for a certificate while there is no kubeconfig: one is written then
+    #[arg(long, value_name = "FILE")]
+    bootstrap_kubeconfig: Option<PathBuf>,
     /// The node's name [default: this host's name]
     #[arg(long)]
     hostname_override: Option<String>,
@@ -150,6 +153,7 @@ fn configure(options: Options) -> Result<Config> {
     let node_ports = node_ports.map_err(|fault| anyhow::anyhow!("--nodeport-addresses: {fault}"))?;
     let endpoint = options.container_runtime_endpoint;
     Ok(Config {
+        bootstrap_kubeconfig: options.bootstrap_kubeconfig,
         root_dir: options.root_dir,
         run_dir: options.run_dir,
         pod_log_dir: options.pod_log_dir,

@@ -6,6 +6,7 @@ mod bench;
 mod bpf;
 mod cluster;
 mod dns;
+mod host;
 mod manual;
 mod output;
 mod server;
@@ -55,6 +56,14 @@ enum Command {
     Image(cluster::image::Options),
     /// Print the kubeconfig of a local cluster
     Kubeconfig(cluster::kubeconfig::Options),
+    /// Make this machine the first of a cluster
+    Init(host::init::Options),
+    /// Make this machine a node of a cluster
+    Join(host::join::Options),
+    /// Take this machine out of its cluster and remove what init or join made
+    Reset(host::reset::Options),
+    /// Tokens with which machines join
+    Token(host::token::Options),
     /// Run the control plane: API server, controllers and scheduler
     Server(server::Options),
     /// Snapshots of a server's state, the way back, and the way to another store
@@ -81,6 +90,9 @@ enum Command {
     /// Hold a local node's processes (started by `up`)
     #[command(hide = true)]
     Supervise(cluster::supervisor::Options),
+    /// Hold this machine's server and agent (started by `init` and `join`)
+    #[command(hide = true)]
+    SuperviseHost,
 }
 
 fn main() -> ExitCode {
@@ -111,6 +123,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Dns(options) => serve_small(|shutdown| dns::run(options, shutdown)),
         Command::Bpf(options) => bpf::run(&options).map(done),
         Command::Bench(options) => bench::run(options),
+        Command::Init(options) => small_runtime()?.block_on(host::init::run(options)).map(done),
+        Command::Join(options) => small_runtime()?.block_on(host::join::run(options)).map(done),
+        Command::Reset(options) => small_runtime()?.block_on(host::reset::run(&options)).map(done),
+        Command::Token(options) => small_runtime()?.block_on(host::token::run(options)).map(done),
+        Command::SuperviseHost => host::supervisor::run().map(done),
         Command::Supervise(options) => cluster::supervisor::run(&options).map(done),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "leme", &mut std::io::stdout());

@@ -27,9 +27,12 @@ pub(crate) struct Options {
     /// Address under which others reach this server [default: that of the default route]
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// Certificates, the admin's kubeconfig and the embedded store
+    /// The embedded store and the admin's kubeconfig
     #[arg(long, default_value = "/var/lib/leme/server")]
     data_dir: PathBuf,
+    /// Certificates and keys, under kubeadm's names; what is missing is made [default: pki in the data directory]
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
     #[command(flatten)]
     etcd: EtcdFlags,
     /// Hours between the snapshots that the server takes into <data-dir>/snapshots; 0: none
@@ -140,6 +143,7 @@ fn configure(options: Options) -> Result<Config> {
         cluster_domain: options.cluster_domain,
         extra_names: options.tls_san,
         run_controllers: !options.no_controllers,
+        cert_dir: options.cert_dir,
         ..Config::new(advertise, options.data_dir)
     })
 }

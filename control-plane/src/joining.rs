@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+pub use leme_controllers::bootstrap_token::signature;
 use serde_json::{Value, json};
 
 use crate::{Config, api::health::VERSION};

@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use api::App;
 pub use audit::{Limits as AuditLimits, Options as Audit};
+pub use joining::signature as cluster_info_signature;
 
 /// What one API server needs to know.
 #[derive(Clone, Debug)]
@@ -45,8 +46,10 @@ pub struct Config {
     pub bind: SocketAddr,
     /// Where others reach it: in the `kubernetes` Service's endpoints and in the serving certificate.
     pub advertise: IpAddr,
-    /// Certificates under `pki/`, `admin.kubeconfig`, and `state.db` of the embedded store.
+    /// `admin.kubeconfig`, and `state.db` of the embedded store.
     pub data_dir: PathBuf,
+    /// Certificates and keys, under kubeadm's names. `None`: `pki/` of the data directory.
+    pub cert_dir: Option<PathBuf>,
     /// `None`: the embedded store.
     pub etcd: Option<Etcd>,
     /// Which kinds are sealed in the store and with which keys, upstream's `EncryptionConfiguration`. `None`: secrets,
@@ -122,6 +125,7 @@ impl Config {
             bind: SocketAddr::new([0, 0, 0, 0].into(), 6443),
             advertise,
             data_dir: data_dir.into(),
+            cert_dir: None,
             etcd: None,
             encryption: None,
             audit: None,
@@ -133,6 +137,10 @@ impl Config {
             snapshots: Some(snapshots::Schedule::default()),
             run_controllers: true,
         }
+    }
+
+    fn pki_dir(&self) -> PathBuf {
+        self.cert_dir.clone().unwrap_or_else(|| self.data_dir.join("pki"))
     }
 
     /// The `kubernetes` Service: the first address of the range.
@@ -213,7 +221,7 @@ impl Server {
             config.advertise,
             &config.extra_names,
         );
-        let pki = pki::Pki::open(&config.data_dir.join("pki"), &names)?;
+        let pki = pki::Pki::open(&config.pki_dir(), &names)?;
         write_admin_kubeconfig(config, &pki, address.port())?;
         let store = open_store(config).await?;
         let (store, encryption) = encryption::seal(store, config.encryption.as_deref(), &pki.directory).await?;

@@ -21,6 +21,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use sha2::{Digest, Sha256};
 
 const LEAF_DAYS: i64 = 365;
 const AUTHORITY_DAYS: i64 = 3650;
@@ -157,6 +158,13 @@ impl Pki {
         let service_account_key = service_account_key(directory)?;
         Ok(Self { directory: directory.to_owned(), cluster, front_proxy, serving, kubelet_client, service_account_key })
     }
+}
+
+/// What `--discovery-token-ca-cert-hash` names: SHA-256 of the public key of a certificate (DER), in hexadecimal.
+pub fn public_key_hash(der: &[u8]) -> Result<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).context("read a certificate")?;
+    let digest = Sha256::digest(certificate.public_key().raw);
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The names an API server answers to.

@@ -14,7 +14,7 @@ pub(crate) mod status;
 pub(crate) mod supervisor;
 pub(crate) mod up;
 
-mod cgroup;
+pub(crate) mod cgroup;
 mod claim;
 mod containerd;
 mod etcd;
@@ -22,10 +22,10 @@ mod file;
 mod machine;
 mod mirror;
 mod namespace;
-mod nic;
-mod process;
+pub(crate) mod nic;
+pub(crate) mod process;
 mod ready;
-mod steps;
+pub(crate) mod steps;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,6 +41,7 @@ use leme_control_plane::resources::node::may_label_itself;
 use serde::{Deserialize, Serialize};
 
 use claim::Claim;
+pub(crate) use namespace::is_mount;
 
 const NAME: &str = "leme";
 const STATE_DIR: &str = "/var/lib/leme/clusters";

@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(2);
 
 /// One process of the node.
-struct Component {
+pub(crate) struct Component {
     name: &'static str,
     command: Vec<String>,
     pid_file: PathBuf,
@@ -91,7 +91,7 @@ fn loopback_addresses(cluster: &Cluster) -> BTreeSet<SocketAddr> {
 }
 
 /// Blocks the signals that matter in this and every later thread.
-fn block_signals() -> Result<SigSet> {
+pub(crate) fn block_signals() -> Result<SigSet> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.add(Signal::SIGTERM);
@@ -101,7 +101,7 @@ fn block_signals() -> Result<SigSet> {
 }
 
 /// Turns blocked signals into messages.
-fn listen(signals: SigSet) -> Result<Receiver<Signal>> {
+pub(crate) fn listen(signals: SigSet) -> Result<Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.wait() {
@@ -115,14 +115,8 @@ fn listen(signals: SigSet) -> Result<Receiver<Signal>> {
 
 fn components(cluster: &Cluster, node: &Node) -> Vec<Component> {
     let folder = cluster.node_dir(node);
-    let make = |name, command| Component {
-        name,
-        command,
-        pid_file: folder.join(format!("pids/{name}.pid")),
-        log: folder.join(format!("log/{name}.log")),
-        pid: None,
-        started: Instant::now(),
-        pause: FIRST_PAUSE,
+    let make = |name, command| {
+        Component::new(name, command, folder.join(format!("pids/{name}.pid")), folder.join(format!("log/{name}.log")))
     };
     let runtime = containerd::find("containerd").unwrap_or_else(|| "containerd".into());
     let mut all =
@@ -195,7 +189,7 @@ fn text(path: &Path) -> String {
 }
 
 /// Starts, reaps and restarts until told to end; a hangup is passed on.
-fn watch(components: &mut [Component], signals: &Receiver<Signal>, mut hung_up: impl FnMut()) -> Result<()> {
+pub(crate) fn watch(components: &mut [Component], signals: &Receiver<Signal>, mut hung_up: impl FnMut()) -> Result<()> {
     loop {
         for component in components.iter_mut().filter(|component| component.is_due()) {
             component.start();
@@ -239,6 +233,10 @@ fn describe(status: &WaitStatus) -> String {
 }
 
 impl Component {
+    pub(crate) fn new(name: &'static str, command: Vec<String>, pid_file: PathBuf, log: PathBuf) -> Self {
+        Self { name, command, pid_file, log, pid: None, started: Instant::now(), pause: FIRST_PAUSE }
+    }
+
     fn is_due(&self) -> bool {
         self.pid.is_none() && self.until_due().is_zero()
     }

@@ -131,7 +131,7 @@ fn signing_key(token: &Secret, now: Timestamp) -> Option<(String, String)> {
 }
 
 /// A detached JSON Web Signature (RFC 7515): header, nothing, signature.
-fn signature(payload: &str, id: &str, secret: &str) -> String {
+pub fn signature(payload: &str, id: &str, secret: &str) -> String {
     let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
     let header = encode(format!(r#"{{"alg":"HS256","kid":"{id}"}}"#).as_bytes());
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");

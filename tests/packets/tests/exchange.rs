@@ -28,8 +28,11 @@ const ROOM: u32 = 1 << 16;
 const EXCHANGES: u32 = 4;
 /// How far everything must come between two exchanges.
 const ROUNDS: usize = 3;
-/// There are ports and room for as many new connections, and time for everybody on a small machine.
+/// Time for everybody on a small machine.
 const PACE: Duration = Duration::from_millis(3);
+/// Nobody collects here what is over, and all go to few addresses: there are ports for some minutes of this, however long
+/// the programs take to load.
+const PACE_OF_NEW: Duration = Duration::from_millis(25);
 
 /// What goes on until it is over, and how far each of it has come. What fails has come to its end.
 #[derive(Default)]
@@ -40,7 +43,7 @@ struct Traffic {
 
 impl Traffic {
     /// Repeats something; another thing each time, if it counts.
-    fn repeat(&mut self, name: String, mut once: impl FnMut(usize) -> Result<()> + Send + 'static) {
+    fn repeat(&mut self, name: String, pace: Duration, mut once: impl FnMut(usize) -> Result<()> + Send + 'static) {
         let rounds = Arc::new(AtomicUsize::new(0));
         let (counted, over) = (Arc::clone(&rounds), Arc::clone(&self.over));
         let work = move || {
@@ -48,7 +51,7 @@ impl Traffic {
                 let round = counted.load(Ordering::Relaxed);
                 once(round).with_context(|| format!("round {round}"))?;
                 counted.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(PACE);
+                thread::sleep(pace);
             }
             Ok(())
         };
@@ -95,11 +98,13 @@ impl Traffic {
     /// Connections from one to another over both protocols: those that last, and new ones all the time.
     fn between(&mut self, name: &str, client: &Network, target: &'static str) {
         let (tcp, udp) = (connect(client, None, target).unwrap(), connected(client, target).unwrap());
-        self.repeat(format!("{name}, a lasting TCP connection"), move |round| ask(&tcp, round));
-        self.repeat(format!("{name}, lasting UDP"), move |round| tell(&udp, round));
+        self.repeat(format!("{name}, a lasting TCP connection"), PACE, move |round| ask(&tcp, round));
+        self.repeat(format!("{name}, lasting UDP"), PACE, move |round| tell(&udp, round));
         let [one, other] = [client, client].map(|client| client.again().unwrap());
-        self.repeat(format!("{name}, a new TCP connection"), move |round| ask(&connect(&one, None, target)?, round));
-        self.repeat(format!("{name}, new UDP"), move |round| tell(&connected(&other, target)?, round));
+        self.repeat(format!("{name}, a new TCP connection"), PACE_OF_NEW, move |round| {
+            ask(&connect(&one, None, target)?, round)
+        });
+        self.repeat(format!("{name}, new UDP"), PACE_OF_NEW, move |round| tell(&connected(&other, target)?, round));
     }
 }
 
