@@ -120,6 +120,7 @@ impl Settings {
             service_cidr: network(self.service_cidr.unwrap_or_else(|| constant("10.96.0.0/16")))?,
             cri_socket: socket(self.cri_socket),
             made: BTreeSet::new(),
+            found: BTreeSet::new(),
             mounted_bpffs: false,
         })
     }

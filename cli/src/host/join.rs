@@ -109,6 +109,7 @@ fn describe(options: &Options, found: &Found, networking: Networking) -> Result<
         cri_socket: socket(options.cri_socket.clone()),
         cgroup_root: options.cgroup_root.clone().unwrap_or_else(|| super::cgroup_of(&name)),
         made: BTreeSet::new(),
+        found: BTreeSet::new(),
         mounted_bpffs: false,
     })
 }

@@ -64,6 +64,9 @@ pub(crate) struct Host {
     /// Directories that were not there before, parents first.
     #[serde(default)]
     made: BTreeSet<PathBuf>,
+    /// Certificates and keys that were there before: their owner's, whatever becomes of the node.
+    #[serde(default)]
+    found: BTreeSet<PathBuf>,
     #[serde(default)]
     mounted_bpffs: bool,
 }
@@ -93,6 +96,9 @@ impl Host {
         let wanted = [STATE, PKI, PODS, RUN, LOGS, POD_LOGS, CNI_CONF, CNI_BIN].map(Path::new);
         let missing = wanted.iter().flat_map(|folder| folder.ancestors()).filter(|folder| !folder.exists());
         self.made.extend(missing.map(Path::to_path_buf));
+        if !Path::new(RECORD).exists() {
+            self.found = fs::read_dir(PKI).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        }
         fs::create_dir_all(STATE).with_context(|| format!("cannot create {STATE}"))?;
         self.save()?;
         for folder in wanted {
@@ -113,7 +119,8 @@ impl Host {
 
     /// Whether an earlier, perhaps unfinished, command wanted the same.
     fn wants_the_same(&self, other: &Self) -> bool {
-        let bare = |host: &Self| Self { made: BTreeSet::new(), mounted_bpffs: false, ..host.clone() };
+        let bare =
+            |host: &Self| Self { made: BTreeSet::new(), found: BTreeSet::new(), mounted_bpffs: false, ..host.clone() };
         bare(self) == bare(other)
     }
 

@@ -53,7 +53,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     note(remove_datapath(&host).await.context("the network"));
     note(cgroup::remove(&host.pods_cgroup()));
     note(unmount(Path::new(PODS)));
-    note(remove_files());
+    note(remove_files(&host));
     if !failures.is_empty() {
         bail!(
             "not everything could be removed; run leme reset again when this is solved:\n  {}",
@@ -143,13 +143,14 @@ fn unmount(folder: &Path) -> Result<()> {
 }
 
 /// Files by name where others have theirs, and all that is in the directories that are a node's own.
-fn remove_files() -> Result<()> {
+fn remove_files(host: &Host) -> Result<()> {
     remove_plugins()?;
     for path in [ADMIN, KUBELET, BOOTSTRAP, SERVER] {
         remove(Path::new(path))?;
     }
-    for entry in [PKI, PODS, POD_LOGS, LOGS, RUN].into_iter().flat_map(entries) {
-        remove(&entry.path())?;
+    let all = [PKI, PODS, POD_LOGS, LOGS, RUN].into_iter().flat_map(entries).map(|entry| entry.path());
+    for path in all.filter(|path| !host.found.contains(path)) {
+        remove(&path)?;
     }
     Ok(())
 }

@@ -90,8 +90,8 @@ pub(crate) fn start() -> Result<()> {
     let log = log.with_context(|| format!("cannot write {}", path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find this binary")?);
     command.arg("supervise-host").current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // SAFETY: setsid is async-signal-safe and touches nothing of the parent's.
-    unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+    // SAFETY: both calls are async-signal-safe and touch nothing of the parent's.
+    unsafe { command.pre_exec(leave_caller) };
     let mut child = command.spawn().context("cannot start the supervisor")?;
     let ready = process::wait_until(Duration::from_secs(5), || supervisor().is_some());
     if !ready || child.try_wait()?.is_some() {
@@ -99,6 +99,13 @@ pub(crate) fn start() -> Result<()> {
         bail!("the supervisor did not start: {}", text.lines().last().unwrap_or("it said nothing"));
     }
     Ok(())
+}
+
+/// A session of its own, and nothing open of the caller's: a pipe that stays open would keep whoever reads it waiting.
+fn leave_caller() -> std::io::Result<()> {
+    // SAFETY: a system call with plain numbers. Kernels before 5.11 do not know the flag, and the rest works without.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    nix::unistd::setsid().map(drop).map_err(Into::into)
 }
 
 /// Ends the supervisor, which leaves its parts to whoever ends them next.

@@ -35,7 +35,7 @@ const OTHERS_DOMAINS: &[&str] = &["kubernetes.io", "k8s.io"];
 pub fn may_label_itself(key: &str) -> bool {
     let domain = key.split_once('/').map_or("", |(domain, _)| domain);
     let within = |of: &&str| domain == *of || domain.strip_suffix(*of).is_some_and(|rest| rest.ends_with('.'));
-    !OTHERS_DOMAINS.iter().any(|of| within(of)) || OWN_LABELS.contains(&key) || OWN_DOMAINS.iter().any(|of| within(of))
+    !OTHERS_DOMAINS.iter().any(&within) || OWN_LABELS.contains(&key) || OWN_DOMAINS.iter().any(within)
 }
 
 pub(super) struct Node;

@@ -63,11 +63,14 @@ impl Leases {
     }
 }
 
+/// When one began and, if it has, ended.
+type Term = (Instant, Option<Instant>);
+
 /// A candidate that notes when its terms begin and end.
 struct Stands {
     cut: Arc<AtomicBool>,
     shutdown: CancellationToken,
-    terms: Arc<Mutex<Vec<(Instant, Option<Instant>)>>>,
+    terms: Arc<Mutex<Vec<Term>>>,
 }
 
 fn stand(leases: &Arc<Leases>, identity: &str) -> Stands {
