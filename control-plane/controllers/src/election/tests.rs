@@ -64,13 +64,13 @@ impl Leases {
 }
 
 /// When one began and, if it has, ended.
-type Term = (Instant, Option<Instant>);
+type Span = (Instant, Option<Instant>);
 
 /// A candidate that notes when its terms begin and end.
 struct Stands {
     cut: Arc<AtomicBool>,
     shutdown: CancellationToken,
-    terms: Arc<Mutex<Vec<Term>>>,
+    terms: Arc<Mutex<Vec<Span>>>,
 }
 
 fn stand(leases: &Arc<Leases>, identity: &str) -> Stands {
