@@ -9,6 +9,9 @@ use leme_control_plane::snapshots::{self, Location};
 use crate::server::EtcdFlags;
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  leme store snapshot /backup/monday.db
+  leme store restore /backup/monday.db")]
 pub(crate) struct Options {
     #[command(subcommand)]
     command: Command,
@@ -17,44 +20,45 @@ pub(crate) struct Options {
 #[derive(Subcommand)]
 enum Command {
     /// Copy the whole state into a file, while the server runs or not
-    #[command(
-        after_help = "What the server seals (secrets) is sealed in the copy, too: keep the directory `pki` beside it.
-
-Examples:
+    ///
+    /// What the server seals (secrets) is sealed in the copy, too: keep the directory `pki` beside it.
+    #[command(after_help = "Examples:
   leme store snapshot                            into <data-dir>/snapshots, under a name of its own
   leme store snapshot /backup/monday.db
-  leme store snapshot --etcd-endpoints https://10.0.0.5:2379 --etcd-cafile ca.crt monday.db"
-    )]
+  leme store snapshot --etcd-endpoints https://10.0.0.5:2379 --etcd-cafile ca.crt monday.db")]
     Snapshot {
+        /// Where to [default: <data-dir>/snapshots, under a name of its own]
         file: Option<PathBuf>,
         #[command(flatten)]
         location: LocationFlags,
     },
     /// Put a snapshot in the place of the embedded store; the server must not run
-    #[command(
-        after_help = "The store that was there is kept beside it. Resource versions go on beyond all that clients have seen.
-
-Example:
-  leme store restore /backup/monday.db"
-    )]
+    ///
+    /// The store that was there is kept beside it. Resource versions go on beyond all that clients have seen.
+    #[command(after_help = "Example:
+  leme store restore /backup/monday.db")]
     Restore {
+        /// The snapshot
         file: PathBuf,
         #[command(flatten)]
         data_dir: DataDir,
     },
     /// Bring the whole state from one store into another, empty one; no server may run
-    #[command(after_help = "What was interrupted is begun anew by the same command. The old store stays as it is.
-
-Examples:
+    ///
+    /// What was interrupted is begun anew by the same command. The old store stays as it is.
+    #[command(after_help = "Examples:
   leme store migrate --to etcd --etcd-endpoints https://10.0.0.5:2379 --etcd-cafile ca.crt
   leme store migrate --to embedded --etcd-endpoints https://10.0.0.5:2379 --etcd-cafile ca.crt")]
     Migrate {
+        /// Where the state shall be
         #[arg(long)]
         to: Target,
         #[command(flatten)]
         location: LocationFlags,
     },
     /// Give the disk space of forgotten revisions back, one member of etcd after the other
+    #[command(after_help = "Example:
+  leme store defrag --etcd-endpoints https://10.0.0.5:2379,https://10.0.0.6:2379 --etcd-cafile ca.crt")]
     Defrag {
         #[command(flatten)]
         etcd: EtcdFlags,

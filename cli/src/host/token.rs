@@ -43,20 +43,30 @@ pub(crate) struct Options {
 #[derive(Subcommand)]
 enum Verb {
     /// Make a token and print it
+    #[command(after_help = "Examples:
+  leme token create --print-join-command
+  leme token create --ttl 1h --description 'rack 4'")]
     Create(Create),
     /// Show the cluster's tokens
+    #[command(after_help = "Examples:
+  leme token list
+  leme token list --output json")]
     List {
         /// As a table or as JSON
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
     },
     /// Delete tokens: nobody joins with them any more
+    #[command(after_help = "Example:
+  leme token delete abcdef")]
     Delete {
         /// Tokens, or the part before the dot
         #[arg(required = true, value_name = "TOKEN", value_parser = token_id)]
         tokens: Vec<String>,
     },
     /// Print a token that no cluster knows yet
+    #[command(after_help = "Example:
+  leme token generate > token; leme init --token $(cat token)")]
     Generate,
 }
 

@@ -27,7 +27,7 @@ fn number(variable: &str, default: u64) -> u64 {
 /// kernel's own stacks say in IPv6 meanwhile does not count.
 fn counted(node: &Node) -> u64 {
     let counters: BTreeMap<String, u64> = node.counters();
-    let apart = [DropReason::NoBackend, DropReason::TooBig, DropReason::NotIp];
+    let apart = [DropReason::NoBackend, DropReason::NoServicePort, DropReason::TooBig, DropReason::NotIp];
     let is_apart = |name: &str| apart.iter().any(|reason| name.starts_with(&format!("{}/", reason.name())));
     counters.iter().filter(|(name, _)| !is_apart(name)).map(|(_, count)| count).sum()
 }
