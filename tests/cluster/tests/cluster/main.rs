@@ -54,6 +54,8 @@ fn on_the_embedded_store() -> Vec<Test> {
         nodes::a_node_keeps_a_part_for_itself,
         nodes::conditions_are_there_for_scripts,
         nodes::up_of_a_running_cluster_changes_nothing,
+        // Before tests listen in nodes themselves.
+        security::nothing_listens_that_is_not_known,
         certificates::a_person_gets_a_certificate_once_it_is_approved,
         certificates::a_denied_request_stays_without_a_certificate,
         nodes::a_name_is_taken_once_on_the_machine,
@@ -120,8 +122,7 @@ fn on_the_embedded_store() -> Vec<Test> {
         refusals::a_taken_node_port_is_refused,
         refusals::an_unknown_image_shows_on_the_pod,
         refusals::a_pod_that_does_not_fit_says_why,
-        security::nothing_listens_that_is_not_known,
-        security::who_has_no_credentials_reads_health_and_the_version,
+        security::who_cannot_say_who_they_are_reads_nothing,
         security::a_pod_reaches_nothing_with_its_own_token,
         security::a_node_reads_and_writes_what_is_its_own,
         traces::no_packet_filter_rule_is_written,
